@@ -1,0 +1,97 @@
+package org.mizzle.bridge;
+
+import java.nio.ByteBuffer;
+import java.util.List;
+import org.apache.spark.SparkEnv;
+import org.apache.spark.storage.BlockManager;
+import org.apache.spark.storage.StorageLevel;
+import org.apache.spark.storage.TestBlockId;
+import org.apache.spark.util.io.ChunkedByteBuffer;
+import scala.Option;
+import scala.reflect.ClassTag;
+import scala.reflect.ClassTag$;
+
+/**
+ * The only class that touches BlockManager (its signatures move between Spark's minor versions).
+ * Blocks are put with tellMaster=false, so the driver never hears of them, and pinned with a read
+ * lock, so that they are never evicted.
+ */
+final class Blocks {
+  private static final ClassTag<Object> ANY = ClassTag$.MODULE$.Object();
+  private final BlockManager manager;
+
+  Blocks(SparkEnv env) {
+    manager = env.blockManager();
+  }
+
+  String executorId() {
+    return manager.blockManagerId().executorId();
+  }
+
+  String host() {
+    return manager.blockManagerId().host();
+  }
+
+  int port() {
+    return manager.blockManagerId().port();
+  }
+
+  /** This executor's private directory on local disk, removed by Spark when the executor ends. */
+  java.io.File localDirectory() {
+    return manager.diskBlockManager().localDirs()[0];
+  }
+
+  /** Publishes bytes under a name never used before; they are not copied. */
+  ArenaBuffer put(String name, List<ByteBuffer> parts) throws BridgeException {
+    ArenaBuffer buffer = new ArenaBuffer(parts);
+    store(name, buffer);
+    buffer.serve();
+    return buffer;
+  }
+
+  /** Publishes a bell; {@code ring} runs on a network thread each time a peer reads it. */
+  void hang(String name, Runnable ring) throws BridgeException {
+    store(name, new BellBuffer(ring));
+  }
+
+  private void store(String name, ChunkedByteBuffer buffer) throws BridgeException {
+    TestBlockId id = new TestBlockId(name.substring("test_".length()));
+    if (manager.getStatus(id).isDefined()) {
+      throw new BridgeException(BridgeException.Code.EXISTS, "block " + name + " exists");
+    }
+    boolean stored = manager.putBytes(
+        id, buffer, StorageLevel.MEMORY_ONLY_SER(), false, Option.empty(), false, ANY);
+    if (!stored || manager.getLocalBytes(id).isEmpty()) {
+      throw new BridgeException(BridgeException.Code.NOT_FOUND,
+          "Spark's block manager did not keep block " + name);
+    }
+  }
+
+  /** Removes a block once nobody reads it: may block, so never call it on a network thread. */
+  void remove(String name, ArenaBuffer buffer) {
+    TestBlockId id = new TestBlockId(name.substring("test_".length()));
+    if (manager.getStatus(id).isEmpty()) {
+      return;
+    }
+    if (buffer != null) {
+      buffer.retire();
+    }
+    manager.releaseLock(id, Option.empty());
+    manager.removeBlock(id, false);
+  }
+
+  /** How many of mizzle's blocks this executor holds whose name begins so. */
+  long count(String prefix) {
+    return manager.getMatchingBlockIds(new scala.runtime.AbstractFunction1<>() {
+      @Override
+      public Object apply(org.apache.spark.storage.BlockId id) {
+        return id.name().startsWith(prefix);
+      }
+    }).size();
+  }
+
+  /** In local mode plugins start before the block manager has its address. */
+  boolean isReady() {
+    return manager.blockManagerId() != null;
+  }
+}

@@ -1,0 +1,53 @@
+package org.mizzle.bridge;
+
+import java.nio.ByteBuffer;
+import java.util.HashSet;
+import java.util.Set;
+import org.apache.spark.api.plugin.PluginContext;
+
+/** Questions to the driver over Spark's own authenticated RPC; calls block, never on a network thread. */
+final class DriverLink {
+  private final PluginContext plugin;
+  private final Counters counters = new Counters();
+
+  DriverLink(PluginContext plugin) {
+    this.plugin = plugin;
+  }
+
+  Counters counters() {
+    return counters;
+  }
+
+  private byte[] ask(int question, byte[] body) throws BridgeException {
+    byte[] message = new Frame.Builder().u8(question).raw(body).body();
+    counters.increment(Counters.Name.DRIVER_ASKS);
+    try {
+      return (byte[]) plugin.ask(message);
+    } catch (Exception e) {
+      // The RPC layer declares Exception; whatever it was, the driver did not answer.
+      throw new BridgeException(BridgeException.Code.TIMEOUT, "the driver does not answer: " + e);
+    }
+  }
+
+  void hello(String executorId, String description) throws BridgeException {
+    ask(DriverSide.HELLO, new Frame.Builder().string(executorId).string(description).body());
+  }
+
+  /** The driver's answer as bytes, first of them PENDING, TABLE or REFUSED. */
+  byte[] join(Join join) throws BridgeException {
+    return ask(DriverSide.JOIN, join.encode());
+  }
+
+  /** Of these runs, those that have ended. */
+  Set<String> ended(Set<String> runs) throws BridgeException {
+    Frame.Builder out = new Frame.Builder().u32(runs.size());
+    runs.forEach(out::string);
+    Frame in = new Frame(0, 0, ByteBuffer.wrap(ask(DriverSide.LEASE, out.body())));
+    Set<String> ended = new HashSet<>();
+    int count = in.body.getInt();
+    for (int i = 0; i < count; i++) {
+      ended.add(in.string());
+    }
+    return ended;
+  }
+}

@@ -1,0 +1,106 @@
+package org.mizzle.bridge;
+
+import java.nio.ByteBuffer;
+import java.util.HashSet;
+import java.util.LinkedHashMap;
+import java.util.Map;
+import java.util.Set;
+import java.util.concurrent.atomic.LongAdder;
+import org.apache.spark.SparkContext;
+import org.apache.spark.api.plugin.DriverPlugin;
+import org.apache.spark.api.plugin.PluginContext;
+
+/**
+ * The driver's half of the plugin: answers admission and lease questions of the bridges, and is
+ * called by mizzle's Python driver through py4j ({@link #current}). Never on the path of an
+ * iteration, and no tensor ever comes here.
+ */
+public final class DriverSide implements DriverPlugin {
+  /** Questions a bridge may ask; the first byte of a message. */
+  static final int HELLO = 1;
+  static final int JOIN = 2;
+  static final int LEASE = 3;
+
+  /** The one of this application: SparkContext is a singleton, and py4j needs a static way in. */
+  private static volatile DriverSide current;
+
+  private final Rendezvous rendezvous = new Rendezvous(() -> System.nanoTime() / 1_000_000);
+  private final Map<String, String> bridges = new LinkedHashMap<>();
+  private final LongAdder messages = new LongAdder();
+
+  /** The driver's half of the running application, or null when the plugin was not loaded. */
+  public static DriverSide current() {
+    return current;
+  }
+
+  @Override
+  public Map<String, String> init(SparkContext context, PluginContext plugin) {
+    current = this;
+    return Map.of();
+  }
+
+  @Override
+  public Object receive(Object message) {
+    messages.increment();
+    ByteBuffer bytes = ByteBuffer.wrap((byte[]) message);
+    int question = bytes.get();
+    ByteBuffer body = bytes.slice();
+    switch (question) {
+      case HELLO:
+        return hello(new Frame(question, 0, body));
+      case JOIN:
+        return rendezvous.join(Join.decode(body));
+      case LEASE:
+        return lease(new Frame(question, 0, body));
+      default:
+        throw new IllegalArgumentException("no question number " + question);
+    }
+  }
+
+  private byte[] hello(Frame in) {
+    synchronized (bridges) {
+      bridges.put(in.string(), in.string());
+    }
+    return new byte[0];
+  }
+
+  private byte[] lease(Frame in) {
+    Set<String> asked = new HashSet<>();
+    int count = in.body.getInt();
+    for (int i = 0; i < count; i++) {
+      asked.add(in.string());
+    }
+    Set<String> ended = rendezvous.ended(asked);
+    Frame.Builder out = new Frame.Builder().u32(ended.size());
+    ended.forEach(out::string);
+    return out.body();
+  }
+
+  /** From now on ranks of this run are admitted. */
+  public void begin(String run) {
+    rendezvous.begin(run);
+  }
+
+  /** Within a second every bridge drops all that it holds of this run. */
+  public void end(String run) {
+    rendezvous.end(run);
+  }
+
+  /** One line an executor whose bridge has reported: "executor id TAB description". */
+  public String[] bridges() {
+    synchronized (bridges) {
+      return bridges.entrySet().stream().map(e -> e.getKey() + "\t" + e.getValue())
+          .toArray(String[]::new);
+    }
+  }
+
+  /** How many questions the bridges have asked so far. */
+  public long messages() {
+    return messages.sum();
+  }
+
+  @Override
+  public void shutdown() {
+    current = null;
+  }
+}

@@ -1,0 +1,49 @@
+package org.mizzle.bridge;
+
+import java.nio.ByteBuffer;
+import java.util.List;
+
+/**
+ * What a rank tells the driver to be admitted, and how it travels inside Spark's plugin RPC: plain
+ * bytes, so that no class of ours is ever deserialized.
+ */
+record Join(String run, int generation, long group, int size, int wanted, int held, long nonce,
+    String executorId, String host, int port, String hostId, String control) {
+
+  /** Answers of the driver. */
+  static final int PENDING = 0;
+  static final int TABLE = 1;
+  static final int REFUSED = 2;
+
+  byte[] encode() {
+    return new Frame.Builder().string(run).u32(generation).u64(group).u16(size).u32(wanted)
+        .u32(held).u64(nonce).string(executorId).string(host).u16(port).string(hostId)
+        .string(control).body();
+  }
+
+  static Join decode(ByteBuffer bytes) {
+    Frame in = new Frame(0, 0, bytes);
+    return new Join(in.string(), in.body.getInt(), in.body.getLong(),
+        Short.toUnsignedInt(in.body.getShort()), in.body.getInt(), in.body.getInt(),
+        in.body.getLong(), in.string(), in.string(), Short.toUnsignedInt(in.body.getShort()),
+        in.string(), in.string());
+  }
+
+  /** The peer table for the member at {@code rank}; entry i is rank i. */
+  static byte[] table(int rank, List<Join> byRank) {
+    Frame.Builder out = new Frame.Builder().u8(TABLE).u16(rank).u16(byRank.size());
+    for (Join member : byRank) {
+      out.string(member.executorId).string(member.host).u16(member.port).u64(member.nonce)
+          .string(member.hostId).string(member.control);
+    }
+    return out.body();
+  }
+
+  static byte[] pending() {
+    return new Frame.Builder().u8(PENDING).body();
+  }
+
+  static byte[] refused(String why) {
+    return new Frame.Builder().u8(REFUSED).string(why).body();
+  }
+}

@@ -1,0 +1,120 @@
+package org.mizzle.bridge;
+
+import java.util.ArrayList;
+import java.util.Arrays;
+import java.util.Comparator;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeSet;
+import java.util.function.LongSupplier;
+
+/**
+ * The driver's side of admission: collects the N ranks of a group, gives each its rank (the one it
+ * asks for, else the one whose state its executor holds) and all the same peer table. One table per
+ * (run, generation, group); whoever comes later is refused. Pure: time comes from outside.
+ */
+final class Rendezvous {
+  /** A joiner that has not asked again for so long is dead: its place is free. */
+  private static final long STALE_MS = 5_000;
+
+  private static final class Gathering {
+    final Map<Long, Join> members = new LinkedHashMap<>();
+    final Map<Long, Long> lastSeenMs = new HashMap<>();
+    List<Join> table;
+  }
+
+  private final LongSupplier clockMs;
+  private final Map<String, Map<String, Gathering>> runs = new HashMap<>();
+
+  Rendezvous(LongSupplier clockMs) {
+    this.clockMs = clockMs;
+  }
+
+  synchronized void begin(String run) {
+    runs.putIfAbsent(run, new HashMap<>());
+  }
+
+  synchronized void end(String run) {
+    runs.remove(run);
+  }
+
+  /** Of these runs, those that have ended. */
+  synchronized Set<String> ended(Set<String> asked) {
+    Set<String> gone = new TreeSet<>(asked);
+    gone.removeAll(runs.keySet());
+    return gone;
+  }
+
+  /** One question of a joiner, repeated by it until the answer is not PENDING. */
+  synchronized byte[] join(Join join) {
+    Map<String, Gathering> groups = runs.get(join.run());
+    if (groups == null) {
+      return Join.refused("run " + join.run() + " has ended");
+    }
+    String key = join.generation() + "." + join.group();
+    // Only the newest gathering of a run is of use: the one before it ended with its job.
+    groups.keySet().removeIf(other -> !other.equals(key) && isOlder(other, join));
+    Gathering gathering = groups.computeIfAbsent(key, absent -> new Gathering());
+    if (gathering.table == null) {
+      long now = clockMs.getAsLong();
+      gathering.lastSeenMs.put(join.nonce(), now);
+      gathering.members.put(join.nonce(), join);
+      gathering.members.keySet().removeIf(n -> now - gathering.lastSeenMs.get(n) > STALE_MS);
+      if (gathering.members.size() < join.size()) {
+        return Join.pending();
+      }
+      gathering.table = assign(gathering.members.values(), join.size());
+    }
+    for (int rank = 0; rank < gathering.table.size(); rank++) {
+      if (gathering.table.get(rank).nonce() == join.nonce()) {
+        return Join.table(rank, gathering.table);
+      }
+    }
+    return Join.refused("superseded: all " + join.size() + " ranks of this group were admitted");
+  }
+
+  private static boolean isOlder(String key, Join than) {
+    String[] parts = key.split("\\.");
+    int generation = Integer.parseInt(parts[0]);
+    return generation < than.generation()
+        || generation == than.generation() && Long.parseLong(parts[1]) < than.group();
+  }
+
+  private static List<Join> assign(Iterable<Join> members, int size) {
+    Join[] byRank = new Join[size];
+    List<Join> rest = new ArrayList<>();
+    for (Join member : members) {
+      if (!place(byRank, member.wanted(), member)) {
+        rest.add(member);
+      }
+    }
+    List<Join> others = new ArrayList<>();
+    for (Join member : rest) {
+      if (!place(byRank, member.held(), member)) {
+        others.add(member);
+      }
+    }
+    // Neighbours in rank share an executor and a host where they can: sums stay local.
+    others.sort(Comparator.comparing(Join::hostId).thenComparing(Join::executorId)
+        .thenComparing(Join::nonce));
+    int next = 0;
+    for (Join member : others) {
+      while (byRank[next] != null) {
+        next++;
+      }
+      byRank[next] = member;
+    }
+    return Arrays.asList(byRank);
+  }
+
+  private static boolean place(Join[] byRank, int rank, Join member) {
+    if (rank < 0 || rank >= byRank.length || byRank[rank] != null) {
+      return false;
+    }
+    byRank[rank] = member;
+    return true;
+  }
+}

@@ -1,0 +1,269 @@
+"""The worker's end of the bridge: a Unix socket with small frames; bulk data lies in the arena.
+
+Never a pickle, never a path or class from a peer. Answers come in any order and are matched by tag.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from mizzle.blocks.arena import BridgeArena, open_region
+from mizzle.blocks.deadline import Deadline
+from mizzle.blocks.frames import ANSWER, ERROR, PREFIX, PROTOCOL_VERSION, Reader, Request, Writer
+from mizzle.errors import (
+    ArenaError,
+    BlockExists,
+    BlockNotFound,
+    BridgeError,
+    BridgeMissing,
+    CollectiveTimeout,
+    CorruptBlock,
+    Fenced,
+    MizzleError,
+    PeerLost,
+)
+
+_ERRORS: dict[int, Callable[[str], MizzleError]] = {
+    1: CollectiveTimeout,
+    3: CorruptBlock,
+    4: Fenced,
+    5: BlockExists,
+    6: BlockNotFound,
+    7: BridgeError,
+    8: ArenaError,
+}
+_PEER_LOST = 2
+_SILENT = 1 << 31
+"""Bit of the tags of requests that are answered only when they fail."""
+_GRACE_S = 2.0
+"""How long after a deadline the bridge may still say so itself, before the worker gives the bridge up."""
+
+CARD = "mizzle.bridge"
+"""Name of the file in the executor's local directory that tells socket and token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A rank of this generation, as the driver admitted it.
+
+    Attributes:
+        rank: its rank.
+        executor_id: Spark's name of its executor.
+        host: its host.
+        host_id: equal for processes that can open each other's memory.
+        control: path of its control region.
+        nonce: its admission, part of the names of its blocks.
+    """
+
+    rank: int
+    executor_id: str
+    host: str
+    host_id: str
+    control: str
+    nonce: int
+
+
+@dataclass(frozen=True, slots=True)
+class Membership:
+    """Who takes part in a group: this rank and all peers, by rank."""
+
+    run: str
+    generation: int
+    rank: int
+    peers: tuple[Peer, ...]
+
+
+def find_bridge(local_dirs: str | None) -> tuple[str, bytes]:
+    """Socket path and token of the bridge of the executor this worker belongs to.
+
+    Args:
+        local_dirs: what Spark tells its Python workers in ``SPARK_LOCAL_DIRS``.
+
+    Raises:
+        BridgeMissing: this is no Spark worker, or its session has no bridge.
+    """
+    for directory in (local_dirs or "").split(","):
+        card = Path(directory) / CARD
+        if directory and card.is_file():
+            path, token = card.read_text().split()
+            return path, bytes.fromhex(token)
+    raise BridgeMissing(
+        "no mizzle bridge in this executor: start the session with mizzle.session(...), or with "
+        "SparkSession.builder.config(map=mizzle.spark_conf())"
+    )
+
+
+class BridgeClient:
+    """One connection to the bridge of this executor; used by one thread at a time."""
+
+    def __init__(self, path: str, token: bytes, deadline: Deadline) -> None:
+        """Connect and say hello.
+
+        Raises:
+            BridgeError: refused, or of another version.
+        """
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._tag = 0
+        self._answers: dict[int, tuple[int, bytes]] = {}
+        self._socket.settimeout(deadline.remaining_s())
+        try:
+            self._socket.connect(path)
+        except OSError as error:
+            raise BridgeMissing(f"the bridge at {path} does not answer: {error.strerror}") from error
+        hello = self.call(Request.HELLO, Writer().number("H", PROTOCOL_VERSION).raw(token), deadline)
+        self.executor_id = hello.text()
+        self.host = hello.text()
+        self.port = hello.number("H")
+        self.host_id = hello.text()
+        self.directory = Path(hello.text())
+
+    @classmethod
+    def connect(cls, deadline: Deadline) -> BridgeClient:
+        """Connect to the bridge of the executor that started this process."""
+        path, token = find_bridge(os.environ.get("SPARK_LOCAL_DIRS"))
+        return cls(path, token, deadline)
+
+    def send(self, request: Request, body: Writer, deadline: Deadline, *, silent: bool = False) -> int:
+        """Send without waiting; the tag of the answer to come. ``silent``: answered only if it fails."""
+        self._tag = (self._tag + 1) & (_SILENT - 1)
+        tag = self._tag | (_SILENT if silent else 0)
+        frame = body.frame(request, tag)
+        self._socket.settimeout(deadline.remaining_s() + _GRACE_S)
+        try:
+            self._socket.sendall(frame)
+        except OSError as error:
+            raise BridgeError(f"the bridge is gone: {error}") from error
+        return tag
+
+    def call(self, request: Request, body: Writer, deadline: Deadline) -> Reader:
+        """Send and wait for the answer."""
+        return self.answer(self.send(request, body, deadline), deadline)
+
+    def answer(self, tag: int, deadline: Deadline) -> Reader:
+        """Wait for the answer with that tag.
+
+        Raises:
+            MizzleError: the bridge's error, mapped to its class; also that of an earlier silent request.
+            CollectiveTimeout: the bridge itself did not answer.
+        """
+        while tag not in self._answers:
+            self._read(deadline)
+        kind, body = self._answers.pop(tag)
+        if kind == ERROR:
+            raise _error(Reader(body))
+        return Reader(body)
+
+    def _read(self, deadline: Deadline) -> None:
+        length, kind, tag = PREFIX.unpack(self._receive(PREFIX.size, deadline))
+        body = self._receive(length - 5, deadline)
+        if tag & _SILENT:
+            raise _error(Reader(body))
+        if kind != ERROR and not kind & ANSWER:
+            raise BridgeError(f"the bridge sent a frame of type {kind}")
+        self._answers[tag] = (kind, body)
+
+    def _receive(self, count: int, deadline: Deadline) -> bytes:
+        parts = bytearray()
+        while len(parts) < count:
+            self._socket.settimeout(deadline.remaining_s() + _GRACE_S)
+            try:
+                part = self._socket.recv(count - len(parts))
+            except TimeoutError as error:
+                raise CollectiveTimeout("the bridge does not answer: its executor hangs or is overloaded") from error
+            except OSError as error:
+                raise BridgeError(f"the connection to the bridge broke: {error}") from error
+            if not part:
+                raise BridgeError("the bridge closed the connection: its executor is ending")
+            parts += part
+        return bytes(parts)
+
+    def claim(self, run: str, preferred_rank: int, deadline: Deadline) -> tuple[int, bytes, BridgeArena]:
+        """Hold an arena of the run: (the rank it served or -1, its label, the arena)."""
+        answer = self.call(Request.CLAIM, Writer().text(run).number("i", preferred_rank), deadline)
+        rank, label = answer.number("i"), answer.blob()
+        regions = []
+        for _ in range(answer.number("H")):
+            number, name = answer.number("I"), answer.text()
+            size, path = answer.number("Q"), answer.text()
+            regions.append(open_region(name, path, size, number=number, writable=True))
+        return rank, label, BridgeArena(regions, self._register, self.directory)
+
+    def _register(self, name: str, path: Path, num_bytes: int) -> tuple[int, str]:
+        body = Writer().text(name).text(str(path)).number("Q", num_bytes)
+        answer = self.call(Request.REGION, body, Deadline.after(30))
+        number = answer.number("I")
+        answer.text()
+        answer.number("Q")
+        return number, answer.text()
+
+    def label(self, label: bytes, deadline: Deadline) -> None:
+        """Note a few bytes with the arena, for whoever claims it next."""
+        self.call(Request.LABEL, Writer().blob(label), deadline)
+
+    def join(
+        self, run: str, *, generation: int, group: int, size: int, wanted: int, control: str, deadline: Deadline
+    ) -> Membership:
+        """Take part in a group; returns when all ``size`` ranks are there.
+
+        Args:
+            run: as in `claim`.
+            generation: membership epoch.
+            group: number of the group's job, new for every job.
+            size: number of ranks.
+            wanted: the rank to have, or -1 for the one whose state this arena holds, or any.
+            control: path of this rank's control region.
+            deadline: when to give up.
+
+        Raises:
+            CollectiveTimeout: not all ranks came: too few free task slots.
+            Fenced: the group was complete without this rank, or the run has ended.
+            PeerLost: an executor of the group cannot be reached.
+        """
+        body = Writer().number("IQHiI", generation, group, size, wanted, deadline.remaining_ms()).text(control)
+        answer = self.call(Request.JOIN, body, deadline)
+        answer.number("B")
+        rank = answer.number("H")
+        peers = []
+        for peer in range(answer.number("H")):
+            executor_id, host = answer.text(), answer.text()
+            answer.number("H")
+            nonce, host_id, control_path = answer.number("Q"), answer.text(), answer.text()
+            peers.append(Peer(peer, executor_id, host, host_id, control_path, nonce))
+        return Membership(run, generation, rank, tuple(peers))
+
+    def leave(self, deadline: Deadline) -> None:
+        """End this rank's part in the group in peace; its blocks stay for its peers."""
+        self.call(Request.LEAVE, Writer(), deadline)
+
+    def abort(self, why: str) -> None:
+        """Tell all peers that this rank gives up."""
+        self.send(Request.ABORT, Writer().text(why[:1000]), Deadline.after(_GRACE_S), silent=True)
+
+    def counters(self) -> dict[str, int]:
+        """What the bridge has done so far, by name."""
+        answer = self.call(Request.COUNTERS, Writer(), Deadline.after(10))
+        return {answer.text(): answer.number("Q") for _ in range(answer.number("H"))}
+
+    def count_blocks(self, prefix: str) -> int:
+        """How many blocks with such names this executor's BlockManager holds."""
+        return self.call(Request.COUNT_BLOCKS, Writer().text(prefix), Deadline.after(10)).number("Q")
+
+    def close(self) -> None:
+        """Close the connection; without `leave` before, peers are told that this rank is lost."""
+        self._socket.close()
+
+
+def _error(answer: Reader) -> MizzleError:
+    code, rank, message = answer.number("B"), answer.number("i"), answer.text()
+    if code == _PEER_LOST:
+        return PeerLost(rank, message)
+    return _ERRORS.get(code, BridgeError)(message)
+
+
+def readers(to: Sequence[int]) -> Writer:
+    """Ranks in wire form: u16 count, u16 each."""
+    return Writer().number("H", len(to)).raw(b"".join(rank.to_bytes(2, "little") for rank in to))

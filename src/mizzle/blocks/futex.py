@@ -1,0 +1,58 @@
+"""Words of memory that processes share, and sleeping until one changes (futex(2), Linux).
+
+Elsewhere waiting is a short timed wait: correct, less quick. A word has one writer; a reader may see it late, never
+torn. What was written before a word was set is visible to who sees the word: x86-64 keeps the order of stores, and
+elsewhere the system call between them does.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import platform
+import struct
+import sys
+import threading
+
+import numpy as np
+
+_NUMBERS = {"x86_64": 202, "aarch64": 98, "ppc64le": 221, "s390x": 238, "riscv64": 98}
+_WAIT, _WAKE = 0, 1
+_EVERYBODY = 0x7FFFFFFF
+_WORD = struct.Struct("<I")
+_FALLBACK_S = 0.0002
+
+
+class _Timespec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
+
+
+_NUMBER = _NUMBERS.get(platform.machine()) if sys.platform == "linux" else None
+_SYSCALL = ctypes.CDLL(None, use_errno=True).syscall
+
+
+class Words:
+    """The little-endian u32 words of a piece of shared memory, by byte offset (a multiple of 4)."""
+
+    def __init__(self, view: memoryview) -> None:
+        """Look at ``view``, which must be writable for `set` and `wake`."""
+        self._view = view
+        self._base = np.frombuffer(view, dtype=np.uint8).__array_interface__["data"][0]
+
+    def get(self, at: int) -> int:
+        """The word now."""
+        return int(_WORD.unpack_from(self._view, at)[0])
+
+    def set(self, at: int, value: int) -> None:
+        """Write the word and wake everybody who sleeps on it."""
+        _WORD.pack_into(self._view, at, value)
+        if _NUMBER is not None:
+            _SYSCALL(_NUMBER, ctypes.c_void_p(self._base + at), _WAKE, _EVERYBODY, None, None, 0)
+
+    def wait_while(self, at: int, value: int, seconds: float) -> None:
+        """Sleep while the word is ``value``, at most ``seconds``. May return early: look again."""
+        if _NUMBER is None:
+            threading.Event().wait(min(seconds, _FALLBACK_S))
+            return
+        timeout = _Timespec(int(seconds), int(seconds % 1 * 1e9))
+        address = ctypes.c_void_p(self._base + at)
+        _SYSCALL(_NUMBER, address, _WAIT, ctypes.c_uint32(value), ctypes.byref(timeout), None, 0)

@@ -1,0 +1,296 @@
+"""The store of one process: a rank is a thread, a peer's memory is simply there. For tests and debugging.
+
+It keeps the whole contract of `BlockStore` (headers and CRCs included), so that what works here works over sockets.
+It never copies a payload unless told to (``in_place``): then it behaves as a store that must bring bytes over a wire.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import crc32c
+import numpy as np
+
+from mizzle.blocks.deadline import Deadline
+from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Header
+from mizzle.blocks.store import Fetched, Span
+from mizzle.errors import (
+    ArenaError,
+    BlockExists,
+    BlockNotFound,
+    CollectiveMismatch,
+    CollectiveTimeout,
+    ConfigError,
+    CorruptBlock,
+    Fenced,
+    PeerLost,
+)
+
+
+class MemoryRegion:
+    """Named bytes of one rank, zeroed when created."""
+
+    def __init__(self, name: str, num_bytes: int) -> None:
+        """Allocate ``num_bytes`` zeros."""
+        self.name = name
+        self._buffer = np.zeros(num_bytes, dtype=np.uint8).data
+
+    @property
+    def buffer(self) -> memoryview:
+        """The whole region, writable, format 'B'."""
+        return self._buffer
+
+
+@dataclass(frozen=True, slots=True)
+class _Announced:
+    """A block as its source published it: packed header, small part, view of the source's memory, who may read it."""
+
+    header: bytes
+    meta: bytes
+    payload: memoryview
+    to: frozenset[int]
+
+
+@dataclass(slots=True)
+class _Membership:
+    """What the fabric knows of one (run, generation)."""
+
+    blocks: dict[BlockId, _Announced] = field(default_factory=dict)
+    dropped_before: dict[int, tuple[int, int]] = field(default_factory=dict)
+    aborted: tuple[int, str] | None = None
+
+
+class MemoryFabric:
+    """What the ranks of one process share: blocks, regions and fences, under one condition.
+
+    Args:
+        size: number of ranks.
+        in_place: whether a fetch copies the payload into the reader's memory (as over a wire) or hands out a
+            read-only view of the source's (as shared memory does). The CRC is always taken over what is handed out.
+    """
+
+    def __init__(self, size: int, *, in_place: bool = False) -> None:
+        """See the class."""
+        if size < 1:
+            raise ConfigError(f"a fabric needs at least one rank, not {size}")
+        self.size = size
+        self.in_place = in_place
+        self._changed = threading.Condition()
+        self._members: dict[tuple[str, int], _Membership] = {}
+        self._fences: dict[str, int] = {}
+        self._regions: dict[tuple[str, int, str], MemoryRegion] = {}
+
+    def store(self, rank: int, *, run: str, generation: int = 0) -> MemoryStore:
+        """The door of ``rank``; a later one of a higher generation finds the same regions.
+
+        Raises:
+            ConfigError: there is no such rank.
+            Fenced: the generation was superseded already.
+        """
+        if not 0 <= rank < self.size:
+            raise ConfigError(f"rank {rank} is not one of 0..{self.size - 1}")
+        store = MemoryStore(self, rank, run=run, generation=generation)
+        with self._changed:
+            self._refuse_fenced(run, generation)
+        return store
+
+    def region(self, run: str, rank: int, name: str, num_bytes: int) -> MemoryRegion:
+        """See `BlockStore.region`."""
+        key = (run, rank, name)
+        with self._changed:
+            region = self._regions.get(key)
+            if region is None or len(region.buffer) < num_bytes:
+                try:
+                    region = MemoryRegion(name, num_bytes)
+                except MemoryError as error:
+                    raise ArenaError(
+                        f"region {name!r} of rank {rank} needs {num_bytes} bytes: the process has no such memory"
+                    ) from error
+                self._regions[key] = region
+            return region
+
+    def announce(self, block: BlockId, announced: _Announced) -> None:
+        """Make a block visible to its readers."""
+        with self._changed:
+            self._refuse_fenced(block.run, block.generation)
+            member = self._member(block.run, block.generation)
+            before = member.dropped_before.get(block.source, (0, 0))
+            if block in member.blocks or (block.iteration, block.op) < before:
+                raise BlockExists(f"{block} was put before; names are never used twice")
+            member.blocks[block] = announced
+            self._changed.notify_all()
+
+    def await_block(self, block: BlockId, reader: int, deadline: Deadline) -> _Announced:
+        """Wait until ``reader`` may read the block.
+
+        A block that is there is delivered even when a peer has aborted since: whoever fails for what it saw in this
+        round lets the others see the same.
+        """
+        with self._changed:
+            while True:
+                self._refuse_fenced(block.run, block.generation)
+                member = self._member(block.run, block.generation)
+                announced = member.blocks.get(block)
+                if announced is not None and reader in announced.to:
+                    return announced
+                if (block.iteration, block.op) < member.dropped_before.get(block.source, (0, 0)):
+                    raise BlockNotFound(f"{block} was dropped by its source")
+                if member.aborted is not None:
+                    raise PeerLost(*member.aborted)
+                if not self._changed.wait(deadline.remaining_s()) and deadline.passed:
+                    raise CollectiveTimeout(f"{block} did not come before the deadline")
+
+    def drop(self, store: MemoryStore, before: tuple[int, int]) -> None:
+        """Forget what the store's rank put before (iteration, op)."""
+        with self._changed:
+            member = self._member(store.run, store.generation)
+            for block in [block for block in member.blocks if block.source == store.rank]:
+                if (block.iteration, block.op) < before:
+                    del member.blocks[block]
+            member.dropped_before[store.rank] = max(before, member.dropped_before.get(store.rank, (0, 0)))
+
+    def depart(self, store: MemoryStore) -> None:
+        """Forget what the store's rank put, and what only it was still to read.
+
+        A message without payload counts as delivered, as if it had been sent over a wire: it stays for its readers.
+        Otherwise no rank could ever close after a last barrier.
+        """
+        with self._changed:
+            member = self._member(store.run, store.generation)
+            before = member.dropped_before.get(store.rank, (0, 0))
+            for block, announced in list(member.blocks.items()):
+                readers = announced.to - {store.rank}
+                if block.source == store.rank:
+                    before = max(before, (block.iteration, block.op + 1))
+                if not readers or (block.source == store.rank and announced.payload):
+                    del member.blocks[block]
+                elif readers != announced.to:
+                    member.blocks[block] = replace(announced, to=readers)
+            member.dropped_before[store.rank] = before
+            self._changed.notify_all()
+
+    def fence(self, run: str, generation: int) -> None:
+        """See `BlockStore.fence`."""
+        with self._changed:
+            self._fences[run] = max(generation, self._fences.get(run, 0))
+            for key in [key for key in self._members if key[0] == run and key[1] < generation]:
+                del self._members[key]
+            self._changed.notify_all()
+
+    def abort(self, store: MemoryStore, why: str) -> None:
+        """See `BlockStore.abort`; the first one to abort is the one that is named."""
+        with self._changed:
+            if store.generation < self._fences.get(store.run, 0):
+                return  # everybody of that generation is told `Fenced`, which says more
+            member = self._member(store.run, store.generation)
+            if member.aborted is None:
+                member.aborted = (store.rank, why)
+            self._changed.notify_all()
+
+    def num_blocks(self) -> int:
+        """How many blocks are announced now; 0 when everybody has dropped what it put."""
+        with self._changed:
+            return sum(len(member.blocks) for member in self._members.values())
+
+    def _member(self, run: str, generation: int) -> _Membership:
+        return self._members.setdefault((run, generation), _Membership())
+
+    def _refuse_fenced(self, run: str, generation: int) -> None:
+        fence = self._fences.get(run, 0)
+        if generation < fence:
+            raise Fenced(f"generation {generation} of run {run[:4]} was superseded by generation {fence}: stop here")
+
+
+class MemoryStore:
+    """One rank's door to a `MemoryFabric`; see `BlockStore` for every promise. Made by `MemoryFabric.store`."""
+
+    def __init__(self, fabric: MemoryFabric, rank: int, *, run: str, generation: int) -> None:
+        """See `MemoryFabric.store`."""
+        self.run = run
+        self.generation = generation
+        self.rank = rank
+        self.size = fabric.size
+        self._fabric = fabric
+        self._closed = False
+
+    def region(self, name: str, num_bytes: int) -> MemoryRegion:
+        """See `BlockStore.region`."""
+        return self._fabric.region(self.run, self.rank, name, num_bytes)
+
+    def put(self, block: BlockId, payload: Span | None, *, meta: bytes, dtype: DType, to: Sequence[int]) -> None:
+        """See `BlockStore.put`."""
+        if self._closed:
+            raise ConfigError(f"rank {self.rank}: put of {block} after close")
+        if (block.run, block.source) != (self.run, self.rank):
+            raise ConfigError(
+                f"rank {self.rank} of run {self.run[:4]} cannot put {block}: a rank puts only what is its own"
+            )
+        if len(meta) > MAX_META_BYTES:
+            raise ConfigError(f"meta of {len(meta)} bytes is over the limit of {MAX_META_BYTES}: send it as payload")
+        view = payload.view.toreadonly() if payload is not None else memoryview(b"")
+        header = Header(block, dtype, len(meta), len(view), _body_crc(meta, view))
+        self._fabric.announce(block, _Announced(header.pack(), bytes(meta), view, frozenset(to)))
+
+    def fetch(self, block: BlockId, into: Span | None) -> MemoryPending:
+        """See `BlockStore.fetch`."""
+        return MemoryPending(self._fabric, block, into, self.rank)
+
+    def drop(self, iteration: int, op: int) -> None:
+        """See `BlockStore.drop`."""
+        self._fabric.drop(self, (iteration, op))
+
+    def fence(self, generation: int) -> None:
+        """See `BlockStore.fence`."""
+        self._fabric.fence(self.run, generation)
+
+    def abort(self, why: str) -> None:
+        """See `BlockStore.abort`."""
+        self._fabric.abort(self, why)
+
+    def close(self) -> None:
+        """See `BlockStore.close`. Closing twice is allowed."""
+        if not self._closed:
+            self._closed = True
+            self._fabric.depart(self)
+
+
+class MemoryPending:
+    """A fetch from a `MemoryFabric`."""
+
+    def __init__(self, fabric: MemoryFabric, block: BlockId, into: Span | None, reader: int) -> None:
+        """See `MemoryStore.fetch`."""
+        self._fabric = fabric
+        self._block = block
+        self._into = into
+        self._reader = reader
+
+    def wait(self, deadline: Deadline) -> Fetched:
+        """See `Pending.wait`."""
+        announced = self._fabric.await_block(self._block, self._reader, deadline)
+        header = Header.unpack(announced.header)
+        header.check_is(self._block)
+        if (header.meta_bytes, header.payload_bytes) != (len(announced.meta), len(announced.payload)):
+            raise CorruptBlock(f"{self._block}: lengths differ from what its header says")
+        room = 0 if self._into is None else self._into.length
+        if header.payload_bytes > room:
+            raise CollectiveMismatch(
+                f"{self._block} holds {header.payload_bytes} bytes where at most {room} were expected",
+                meta=announced.meta,
+            )
+        payload = self._hand_out(announced.payload)
+        if _body_crc(announced.meta, payload) != header.body_crc:
+            raise CorruptBlock(f"{self._block} fails its CRC32C")
+        return Fetched(header, announced.meta, payload, in_place=self._fabric.in_place)
+
+    def _hand_out(self, payload: memoryview) -> memoryview:
+        if not self._fabric.in_place or self._into is None:
+            return payload
+        into = self._into.view[: len(payload)]
+        into[:] = payload
+        return into
+
+
+def _body_crc(meta: bytes, payload: memoryview) -> int:
+    return crc32c.crc32c(payload, crc32c.crc32c(meta))

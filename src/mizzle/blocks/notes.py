@@ -1,0 +1,137 @@
+"""Control regions: where a rank notes, for each peer, what it has put and where the bytes lie.
+
+A region has one writer, its rank (its bridge writes one word of it, `LOST_AT`). It holds: a few words, the reason of
+an abort, for each reader a counter of notes and a counter of how many of the reader's own notes were read, `SLOTS`
+notes for each reader, used in turn, and a ring of the metas that are too long for a note.
+"""
+
+from __future__ import annotations
+
+import struct
+from dataclasses import dataclass
+
+import numpy as np
+
+from mizzle.blocks.arena import Arena, MappedRegion
+from mizzle.blocks.futex import Words
+from mizzle.blocks.ids import HEADER_BYTES, MAX_META_BYTES, Header
+
+CONTROL = "control"
+FENCE_AT, LOST_AT, GAVE_UP_AT = 0, 8, 12
+"""Words: the lowest generation served; rank + 1 of a peer that the bridge saw die; 1 when this rank gave up."""
+SLOTS = 64
+_REASON_AT, _REASON_BYTES = 64, 1024
+_COUNTERS_AT = _REASON_AT + _REASON_BYTES
+_LINE = 64
+_SLOT_BYTES = 1024
+_PLACE = struct.Struct("<H64sQQQQ")
+_META_AT = HEADER_BYTES + _PLACE.size
+_INLINE_META_BYTES = _SLOT_BYTES - _META_AT
+_RING_BYTES = 4 * MAX_META_BYTES
+"""For each reader two rounds of the longest metas, twice over: by the rule of the collectives (no rank is more than
+one collective ahead of another) a meta was read before the ring comes round to it."""
+
+
+def control_bytes(size: int) -> int:
+    """Length in bytes of a control region for a group of ``size`` ranks."""
+    return _ring_at(size) + _RING_BYTES * size
+
+
+def _ring_at(size: int) -> int:
+    return _COUNTERS_AT + (2 * _LINE + _SLOT_BYTES * SLOTS) * size
+
+
+def prepare_control(arena: Arena, size: int) -> MappedRegion:
+    """This rank's control region, emptied: before it joins a group, when nobody can be reading it."""
+    region = arena.region(CONTROL, control_bytes(size))
+    np.frombuffer(region.buffer, dtype=np.uint8)[: _ring_at(size)] = 0
+    return region
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a payload lies: a region of the source, and an offset into it. No path: there is no payload."""
+
+    path: str = ""
+    inode: int = 0
+    region_bytes: int = 0
+    offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Note:
+    """One announcement: header, place of the payload, meta."""
+
+    header: Header
+    place: Place
+    meta: bytes
+
+
+class Control:
+    """A control region, one's own or a peer's, for a group of ``size`` ranks."""
+
+    def __init__(self, buffer: memoryview, size: int) -> None:
+        """Look at the region's bytes."""
+        self.words = Words(buffer)
+        self._buffer = buffer
+        self._size = size
+        self._ring_at = _ring_at(size)
+        self._ring_used = 0
+
+    @staticmethod
+    def told_at(reader: int) -> int:
+        """Offset of the word that counts the notes for ``reader``."""
+        return _COUNTERS_AT + _LINE * reader
+
+    def read_at(self, source: int) -> int:
+        """Offset of the word that counts how many notes of ``source`` this rank has read."""
+        return _COUNTERS_AT + _LINE * (self._size + source)
+
+    def _slot(self, reader: int, count: int) -> int:
+        return _COUNTERS_AT + 2 * _LINE * self._size + _SLOT_BYTES * (SLOTS * reader + count % SLOTS)
+
+    def pack(self, note: Note) -> bytes:
+        """The note as it lies in a slot; a long meta is put into the ring, once for all readers."""
+        ring_at = self._lay(note.meta) if len(note.meta) > _INLINE_META_BYTES else 0
+        path = note.place.path.encode()
+        place = _PLACE.pack(
+            len(path), path, note.place.inode, note.place.region_bytes, note.place.offset, ring_at
+        )  # fmt: skip
+        return note.header.pack() + place + (b"" if ring_at else note.meta)
+
+    def _lay(self, meta: bytes) -> int:
+        if self._ring_used + len(meta) > _RING_BYTES * self._size:
+            self._ring_used = 0
+        at = self._ring_at + self._ring_used
+        self._buffer[at : at + len(meta)] = meta
+        self._ring_used += len(meta)
+        return at
+
+    def write(self, reader: int, count: int, packed: bytes) -> None:
+        """Put down the ``count``-th note for ``reader`` and raise its counter."""
+        slot = self._slot(reader, count)
+        self._buffer[slot : slot + len(packed)] = packed
+        self.words.set(self.told_at(reader), count + 1)
+
+    def note(self, reader: int, count: int) -> Note:
+        """The ``count``-th note for ``reader``."""
+        slot = self._slot(reader, count)
+        header = Header.unpack(self._buffer[slot : slot + HEADER_BYTES])
+        length, path, inode, size, offset, ring_at = _PLACE.unpack_from(self._buffer, slot + HEADER_BYTES)
+        start = ring_at or slot + _META_AT
+        meta = bytes(self._buffer[start : start + header.meta_bytes])
+        return Note(header, Place(path[:length].decode(), inode, size, offset), meta)
+
+    def give_up(self, why: str) -> None:
+        """Leave the reason where the peers look for it."""
+        reason = why.encode()[: _REASON_BYTES - 4]
+        self._buffer[_REASON_AT : _REASON_AT + 4 + len(reason)] = len(reason).to_bytes(4, "little") + reason
+        self.words.set(GAVE_UP_AT, 1)
+
+    def reason(self) -> str | None:
+        """Why this rank gave up, or None."""
+        if not self.words.get(GAVE_UP_AT):
+            return None
+        length = int.from_bytes(self._buffer[_REASON_AT : _REASON_AT + 4], "little")
+        return bytes(self._buffer[_REASON_AT + 4 : _REASON_AT + 4 + length]).decode(errors="replace")
+

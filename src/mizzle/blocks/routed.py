@@ -1,0 +1,60 @@
+"""One store made of several: each peer is reached the best way there is, the caller does not see which."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from mizzle.blocks.ids import BlockId, DType
+from mizzle.blocks.store import BlockStore, Pending, Region, Span
+
+
+class RoutedStore:
+    """A rank's `BlockStore` that passes every call on to the store that reaches the peer in question.
+
+    Args:
+        first: the store that also serves regions, fences and closes the membership.
+        routes: for every other rank the store that reaches it; all over one arena and membership.
+    """
+
+    def __init__(self, first: BlockStore, routes: Mapping[int, BlockStore]) -> None:
+        """See the class."""
+        self.run, self.generation = first.run, first.generation
+        self.rank, self.size = first.rank, first.size
+        self._first = first
+        self._routes = routes
+        self._stores = list({id(store): store for store in (first, *routes.values())}.values())
+
+    def region(self, name: str, num_bytes: int) -> Region:
+        """As `BlockStore.region`."""
+        return self._first.region(name, num_bytes)
+
+    def put(self, block: BlockId, payload: Span | None, *, meta: bytes, dtype: DType, to: Sequence[int]) -> None:
+        """As `BlockStore.put`: once in every store that reaches one of its readers."""
+        for store in self._stores:
+            readers = [rank for rank in to if self._routes[rank] is store]
+            if readers:
+                store.put(block, payload, meta=meta, dtype=dtype, to=readers)
+
+    def fetch(self, block: BlockId, into: Span | None) -> Pending:
+        """As `BlockStore.fetch`."""
+        return self._routes[block.source].fetch(block, into)
+
+    def drop(self, iteration: int, op: int) -> None:
+        """As `BlockStore.drop`."""
+        for store in self._stores:
+            store.drop(iteration, op)
+
+    def fence(self, generation: int) -> None:
+        """As `BlockStore.fence`."""
+        for store in self._stores:
+            store.fence(generation)
+
+    def abort(self, why: str) -> None:
+        """As `BlockStore.abort`."""
+        for store in self._stores:
+            store.abort(why)
+
+    def close(self) -> None:
+        """As `BlockStore.close`."""
+        for store in self._stores:
+            store.close()

@@ -1,0 +1,227 @@
+"""The store on one host: ranks read each other's arenas; what crosses is a note of where to look.
+
+Short-circuit reads, as HDFS and Spark's host-local shuffle do. Waiting is a futex, so it costs no core. Payloads are
+neither copied nor checksummed: they are the peer's own memory, mapped read-only; headers are checked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mizzle.blocks.arena import Arena, MappedRegion, open_region
+from mizzle.blocks.deadline import Deadline
+from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Header
+from mizzle.blocks.notes import (
+    CONTROL,
+    FENCE_AT,
+    LOST_AT,
+    SLOTS,
+    Control,
+    Note,
+    Place,
+    control_bytes,
+)
+from mizzle.blocks.store import Fetched, Pending, Span, checked
+from mizzle.errors import (
+    BlockExists,
+    BlockNotFound,
+    CollectiveTimeout,
+    ConfigError,
+    Fenced,
+    PeerLost,
+)
+
+_SLICE_S = 0.02
+"""How long a waiter sleeps before it looks whether a peer is lost; a note itself wakes it at once."""
+_GRACE_S = 0.5
+"""How long a wait for one rank goes on after another was lost: what it had sent may still come, and may say more."""
+
+
+@dataclass(slots=True)
+class _Peer:
+    """What this rank has mapped of a peer, and how many of its notes it has asked for and read."""
+
+    control: Control
+    regions: dict[int, MappedRegion] = field(default_factory=dict)
+    asked: int = 0
+
+    def map(self, place: Place) -> memoryview:
+        """The peer's region, mapped once."""
+        region = self.regions.get(place.inode)
+        if region is None:
+            region = open_region("peer", place.path, place.region_bytes)
+            if region.inode != place.inode:
+                raise BlockNotFound(f"the region at {place.path} was replaced while it was announced")
+            self.regions[place.inode] = region
+        return region.buffer
+
+
+class SharedStore:
+    """A rank's `BlockStore` over the arenas of the ranks of its host.
+
+    Args:
+        arena: this rank's regions; its control region was emptied by `prepare_control` before the peers were told.
+        run: the run's id, 32 hex digits.
+        generation: membership epoch.
+        rank: this rank.
+        controls: path of every rank's control region, by rank; "" for ranks that are not on this host.
+        timeout_s: how long a put waits for a reader that lags `SLOTS` notes behind.
+    """
+
+    def __init__(
+        self, arena: Arena, *, run: str, generation: int, rank: int, controls: Sequence[str], timeout_s: float
+    ) -> None:
+        """Map the peers' control regions.
+
+        Raises:
+            ArenaError: one cannot be opened; reach that peer through the BlockManager instead.
+        """
+        self.run, self.generation, self.rank, self.size = run, generation, rank, len(controls)
+        self._arena = arena
+        self._timeout_s = timeout_s
+        length = control_bytes(self.size)
+        self._own = Control(arena.region(CONTROL, length).buffer, self.size)
+        self._peers = {
+            peer: _Peer(Control(open_region(CONTROL, path, length).buffer, self.size))
+            for peer, path in enumerate(controls)
+            if peer != rank and path
+        }
+        self._told = [0] * self.size
+        self._put: set[BlockId] = set()
+        self._dropped_before = (0, 0)
+
+    def region(self, name: str, num_bytes: int) -> MappedRegion:
+        """As `BlockStore.region`."""
+        return self._arena.region(name, num_bytes)
+
+    def put(self, block: BlockId, payload: Span | None, *, meta: bytes, dtype: DType, to: Sequence[int]) -> None:
+        """As `BlockStore.put`."""
+        self._refuse_fenced(block)
+        if block in self._put or (block.iteration, block.op) < self._dropped_before:
+            raise BlockExists(f"{block} was put before; names are never used twice")
+        if len(meta) > MAX_META_BYTES:
+            raise ConfigError(f"meta of {len(meta)} bytes is over the limit of {MAX_META_BYTES}: send it as payload")
+        self._put.add(block)
+        header = Header(block, dtype, len(meta), payload.length if payload else 0)
+        note = self._own.pack(Note(header, _place(payload), meta))
+        for reader in to:
+            self._await_room(reader)
+            self._own.write(reader, self._told[reader], note)
+            self._told[reader] += 1
+
+    def _await_room(self, reader: int) -> None:
+        words = self._peer(reader).control.words
+        at = self._own.read_at(self.rank)
+        deadline = Deadline.after(self._timeout_s)
+        while self._told[reader] - (seen := words.get(at)) >= SLOTS:
+            self._refuse_lost(reader)
+            deadline.check(f"rank {reader} to read what rank {self.rank} has put")
+            words.wait_while(at, seen, _SLICE_S)
+
+    def _peer(self, rank: int) -> _Peer:
+        peer = self._peers.get(rank)
+        if peer is None:
+            raise ConfigError(f"rank {rank} is not on the host of rank {self.rank}")
+        return peer
+
+    def fetch(self, block: BlockId, into: Span | None) -> Pending:
+        """As `BlockStore.fetch`."""
+        self._refuse_fenced(block)
+        peer = self._peer(block.source)
+        peer.asked += 1
+        return _Read(self, block, into, peer.asked - 1)
+
+    def read(self, block: BlockId, into: Span | None, turn: int, deadline: Deadline) -> Fetched:
+        """The ``turn``-th note of the block's source; see `Pending.wait`."""
+        peer = self._peer(block.source)
+        self._await_note(peer, block, turn, deadline)
+        note = peer.control.note(self.rank, turn)
+        fetched = self._look_up(peer, note, block, into)
+        self._own.words.set(self._own.read_at(block.source), turn + 1)
+        return fetched
+
+    def _await_note(self, peer: _Peer, block: BlockId, turn: int, deadline: Deadline) -> None:
+        words, at = peer.control.words, Control.told_at(self.rank)
+        grace: Deadline | None = None
+        while (seen := words.get(at)) <= turn:
+            self._refuse_fenced(block)
+            lost = self._lost()
+            if lost is not None:
+                grace = grace or Deadline.after(_GRACE_S)
+                if lost.rank == block.source or grace.passed:
+                    raise lost
+            if deadline.passed:
+                raise CollectiveTimeout(f"{block} did not come before the deadline")
+            words.wait_while(at, seen, min(_SLICE_S, deadline.remaining_s()))
+
+    def _look_up(self, peer: _Peer, note: Note, block: BlockId, into: Span | None) -> Fetched:
+        checked(block, note.header, note.meta, into)
+        if not note.place.path:
+            return Fetched(note.header, note.meta, memoryview(b""), in_place=False)
+        start = note.place.offset
+        payload = peer.map(note.place)[start : start + note.header.payload_bytes]
+        return Fetched(note.header, note.meta, payload, in_place=False)
+
+    def drop(self, iteration: int, op: int) -> None:
+        """As `BlockStore.drop`: the memory is the rank's own again."""
+        self._dropped_before = max(self._dropped_before, (iteration, op))
+        self._put = {block for block in self._put if (block.iteration, block.op) >= self._dropped_before}
+
+    def fence(self, generation: int) -> None:
+        """As `BlockStore.fence`: for this rank and for who waits for it."""
+        if generation > self._own.words.get(FENCE_AT):
+            self._own.words.set(FENCE_AT, generation)
+
+    def abort(self, why: str) -> None:
+        """As `BlockStore.abort`."""
+        self._own.give_up(why)
+
+    def close(self) -> None:
+        """As `BlockStore.close`."""
+        self._put.clear()
+
+    def _refuse_fenced(self, block: BlockId) -> None:
+        fence = max(control.words.get(FENCE_AT) for control in self._controls())
+        if block.generation < fence:
+            raise Fenced(f"generation {block.generation} of run {self.run[:4]} was superseded by generation {fence}")
+
+    def _controls(self) -> list[Control]:
+        return [self._own, *(peer.control for peer in self._peers.values())]
+
+    def _lost(self) -> PeerLost | None:
+        """The first peer known to be lost: it said so itself, or the bridge saw its end."""
+        for rank, peer in self._peers.items():
+            reason = peer.control.reason()
+            if reason is not None:
+                return PeerLost(rank, reason)
+        dead = self._own.words.get(LOST_AT)
+        return PeerLost(dead - 1, "its worker or executor ended") if dead else None
+
+    def _refuse_lost(self, rank: int) -> None:
+        lost = self._lost()
+        if lost is not None and lost.rank == rank:
+            raise lost
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A fetch from a peer's arena."""
+
+    store: SharedStore
+    block: BlockId
+    into: Span | None
+    turn: int
+
+    def wait(self, deadline: Deadline) -> Fetched:
+        """As `Pending.wait`."""
+        return self.store.read(self.block, self.into, self.turn, deadline)
+
+
+def _place(payload: Span | None) -> Place:
+    if payload is None:
+        return Place()
+    region = payload.region
+    if not isinstance(region, MappedRegion):
+        raise ConfigError(f"region {region.name!r} is no shared memory: make it with this store's region()")
+    return Place(region.path, region.inode, region.size, payload.offset)

@@ -1,0 +1,144 @@
+"""What the collectives see of the world below: regions of memory, and named immutable bytes between ranks.
+
+Three stores keep this contract (``tests/contract``): `memory` (ranks are threads), `shared` (ranks on one host read
+each other's arenas), `bridge` (Spark's BlockManager). The collectives never see a socket, a JVM or a file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from mizzle.blocks.deadline import Deadline
+from mizzle.blocks.ids import BlockId, DType, Header
+from mizzle.errors import CollectiveMismatch
+
+
+class Region(Protocol):
+    """Named memory of a rank, in its executor's arena: it outlives the Python worker.
+
+    Zeroed when created. The bytes may be read by peers while a block over them is announced.
+    """
+
+    name: str
+
+    @property
+    def buffer(self) -> memoryview:
+        """The whole region, writable, format 'B'."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """A range of bytes of a region: [offset, offset + length)."""
+
+    region: Region
+    offset: int
+    length: int
+
+    @property
+    def view(self) -> memoryview:
+        """The bytes, writable, not copied."""
+        return self.region.buffer[self.offset : self.offset + self.length]
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A block that arrived, its header checked against what was asked for.
+
+    Attributes:
+        header: identity, dtype and lengths.
+        meta: the block's small part.
+        payload: the bytes: ``into`` itself, or a read-only view of the peer's memory (then nothing was copied, and
+            it is valid only until this rank announces its next collective).
+        in_place: whether the payload lies in ``into``.
+    """
+
+    header: Header
+    meta: bytes
+    payload: memoryview
+    in_place: bool
+
+
+class Pending(Protocol):
+    """A fetch under way."""
+
+    def wait(self, deadline: Deadline) -> Fetched:
+        """The block.
+
+        Raises:
+            CollectiveTimeout: not there by the deadline.
+            PeerLost: its source is gone.
+            CorruptBlock: header, length or CRC are wrong.
+            Fenced: the generation was superseded.
+        """
+        ...
+
+
+class BlockStore(Protocol):
+    """One rank's door to its peers. Used by one thread at a time."""
+
+    run: str
+    generation: int
+    rank: int
+    size: int
+
+    def region(self, name: str, num_bytes: int) -> Region:
+        """The region of that name, at least ``num_bytes`` long; grown (and zeroed) when it was shorter.
+
+        Raises:
+            ArenaError: no memory; nothing was created.
+        """
+        ...
+
+    def put(
+        self, block: BlockId, payload: Span | None, *, meta: bytes, dtype: DType, to: Sequence[int]
+    ) -> None:
+        """Publish immutable bytes and tell the ranks in ``to``. The memory must not change until `drop`.
+
+        Between one pair of ranks, puts are seen in the order in which they were made.
+
+        Raises:
+            BlockExists: this name was put before.
+            Fenced: ``block.generation`` is below the fence.
+        """
+        ...
+
+    def fetch(self, block: BlockId, into: Span | None) -> Pending:
+        """Ask for a peer's block, before or after it is put; ``into`` holds at least its payload.
+
+        Fetches from one source must be made in the order of its puts. ``into`` None accepts no payload.
+        A payload longer than ``into`` raises `CollectiveMismatch` at the wait.
+        """
+        ...
+
+    def drop(self, iteration: int, op: int) -> None:
+        """Forget every block this rank put before (iteration, op). Their readers must have finished."""
+        ...
+
+    def fence(self, generation: int) -> None:
+        """Refuse every generation below this one from now on, and wake all who wait for one with `Fenced`."""
+        ...
+
+    def abort(self, why: str) -> None:
+        """Tell every peer at once that this rank will not go on: their waits raise `PeerLost`."""
+        ...
+
+    def close(self) -> None:
+        """Drop everything of this rank's in this generation. Regions stay."""
+        ...
+
+
+def checked(block: BlockId, header: Header, meta: bytes, into: Span | None) -> None:
+    """Refuse a block that is not the one asked for, or that is longer than the room made for it.
+
+    Raises:
+        CorruptBlock: the header is another block's.
+        CollectiveMismatch: the payload does not fit; carries the block's meta, which says what its source called.
+    """
+    header.check_is(block)
+    room = 0 if into is None else into.length
+    if header.payload_bytes > room:
+        message = f"{block} holds {header.payload_bytes} bytes where at most {room} were expected"
+        raise CollectiveMismatch(message, meta=meta)

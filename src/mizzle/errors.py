@@ -1,0 +1,87 @@
+"""Every exception of mizzle, on one page.
+
+Two families, after gloo's ``docs/errors.md``: *recoverable* faults of the cluster (`Recoverable`: the group can be
+run again) and mistakes of the caller (everything else: the message names the thing and the remedy).
+Foreign errors are mapped once, at the edge, with ``raise ... from``.
+"""
+
+from __future__ import annotations
+
+
+class MizzleError(Exception):
+    """Base of everything mizzle raises on purpose."""
+
+
+class ConfigError(MizzleError):
+    """A setting, an argument or the session is wrong; the message names it and what to write instead."""
+
+
+class DataError(MizzleError):
+    """The DataFrame cannot be trained on; the message names the column and, where there is one, the row."""
+
+
+class ModelError(MizzleError):
+    """The model, loss or optimizer cannot be trained; the message names the parameter or attribute."""
+
+
+class NotFiniteError(MizzleError):
+    """A loss or gradient is NaN or infinite and the policy is ``raise``; the message names iteration and shard."""
+
+
+class Recoverable(MizzleError):
+    """A fault of the cluster, not of the program: the group may be run again from its boundary."""
+
+
+class PeerLost(Recoverable):
+    """A peer's worker, executor or connection is gone. Nothing was summed; run the group again."""
+
+    def __init__(self, rank: int, why: str) -> None:
+        """Name the lost rank and what was seen of its end."""
+        super().__init__(f"rank {rank} is lost: {why}")
+        self.rank = rank
+        self.why = why
+
+
+class CollectiveTimeout(Recoverable):
+    """A wait passed its deadline. Look at the named peer first; raise ``timeout`` only if it is merely slow."""
+
+
+class BlockNotFound(Recoverable):
+    """A block that its owner announced is not there any more (dropped, fenced, or memory was lost)."""
+
+
+class CorruptBlock(Recoverable):
+    """A block's header or payload does not match its checksum or what was asked for. It was not used."""
+
+
+class Fenced(Recoverable):
+    """This generation was superseded: a newer one has started. The caller must stop, its results are not wanted."""
+
+
+class BlockExists(MizzleError):
+    """A block of this name was put before: blocks are immutable and names are never used twice."""
+
+
+class CollectiveMismatch(MizzleError):
+    """Ranks called different collectives, or with different shape, dtype or order. Refused before any sum."""
+
+    def __init__(self, message: str, *, meta: bytes = b"") -> None:
+        """Say what differs; a store that refuses a payload as too long adds the block's meta, which names the call."""
+        super().__init__(message)
+        self.meta = meta
+
+
+class ArenaError(MizzleError):
+    """Shared memory could not be had; the message says how much was needed and what limits it."""
+
+
+class BridgeError(MizzleError):
+    """The bridge refused a request or spoke another version; the message says which."""
+
+
+class BridgeMissing(ConfigError):
+    """No bridge runs in this executor: the Spark session was started without mizzle's settings."""
+
+
+class TaskFailed(MizzleError):
+    """User code failed on a rank; the message carries rank, host and the original traceback."""

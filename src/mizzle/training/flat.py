@@ -1,0 +1,216 @@
+"""All trainable parameters in one flat fp32 vector, and the model's tensors as views of it.
+
+Group by group (each padded to ALIGNMENT, so that a chunk of a norm and a slice never straddle two groups), then the
+float32 buffers. Backward accumulates straight into the vector that travels; nothing is flattened or copied
+(the idea of DDP's ``gradient_as_bucket_view``). It never owns the vectors it binds to.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+
+from mizzle.collectives.slices import ALIGNMENT
+from mizzle.errors import ModelError
+from mizzle.training.groups import ParameterGroup, check_groups, one_group, trainable
+
+PARAMETER_ALIGNMENT = 16
+"""Elements (64 bytes): BLAS kernels may give other bits on unaligned memory, and a rank must not depend on that."""
+
+
+@dataclass(frozen=True, slots=True)
+class Slot:
+    """Where a tensor lies in the flat vector.
+
+    Attributes:
+        name: of the parameter or buffer.
+        shape: of the tensor.
+        start: first element.
+        stop: after the last element.
+        group: number of the parameter group; -1 for a buffer.
+    """
+
+    name: str
+    shape: torch.Size
+    start: int
+    stop: int
+    group: int
+
+    def view(self, vector: torch.Tensor) -> torch.Tensor:
+        """The tensor's place in a flat vector, in its shape."""
+        return vector[self.start : self.stop].view(self.shape)
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRange:
+    """The elements [start, stop) of a parameter group, its last padding left out."""
+
+    start: int
+    stop: int
+
+
+class FlatParameters:
+    """The layout of a model in the flat vector, and the binding of the model's tensors to it.
+
+    Attributes:
+        groups: the parameter groups, by name.
+        ranges: the range of each group.
+        slots: the trainable parameters, in the order of the vector.
+        buffer_slots: the float32 buffers, after all parameters.
+        num_parameters: elements [0, num_parameters) belong to parameters; a multiple of ALIGNMENT.
+        num_elements: M, a multiple of ALIGNMENT.
+    """
+
+    def __init__(self, model: torch.nn.Module, groups: Sequence[ParameterGroup] | None = None) -> None:
+        """Lay the model out; it is not touched before one of the ``bind`` methods.
+
+        Args:
+            model: on the CPU; trainable parameters in float32.
+            groups: every trainable parameter in one of them; one group when None.
+
+        Raises:
+            ModelError: a parameter cannot be trained here; the message names it and the remedy.
+        """
+        check_parameters(model)
+        self.groups = tuple(groups) if groups is not None else one_group(model)
+        check_groups(model, self.groups)
+        parameters = trainable(model)
+        slots: list[Slot] = []
+        ranges = []
+        stop = 0
+        for number, group in enumerate(self.groups):
+            start = stop
+            for name in group.names:
+                slots.append(_slot(name, parameters[name], stop, number))
+                stop = slots[-1].stop
+            ranges.append(GroupRange(start, stop))
+            stop = _up(stop, ALIGNMENT)
+        self.slots = tuple(slots)
+        self.ranges = tuple(ranges)
+        self.num_parameters = stop
+        buffers = []
+        for name, buffer in model.named_buffers():
+            if buffer.dtype == torch.float32:
+                buffers.append(_slot(name, buffer, stop, -1))
+                stop = buffers[-1].stop
+        self.buffer_slots = tuple(buffers)
+        self.num_elements = _up(stop, ALIGNMENT)
+        self._parameters = [parameters[slot.name] for slot in self.slots]
+        self._buffers = dict(model.named_buffers())
+        self._starts = [slot.start for slot in (*self.slots, *self.buffer_slots)]
+        self._views: list[torch.Tensor] = []
+        self._views_of: dict[int, list[torch.Tensor]] = {}
+
+    def signature(self) -> str:
+        """SHA-256 (hex) of names, shapes, groups and dtype: equal on all ranks, and in a state that fits."""
+        listed = [(slot.name, list(slot.shape), slot.group, "float32") for slot in (*self.slots, *self.buffer_slots)]
+        return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
+
+    def copy_to(self, weights: torch.Tensor) -> None:
+        """Write the model's present parameters and float buffers to ``weights`` (M,); padding becomes zero."""
+        weights.zero_()
+        for slot, parameter in zip(self.slots, self._parameters, strict=True):
+            slot.view(weights).copy_(parameter.detach())
+        for slot in self.buffer_slots:
+            slot.view(weights).copy_(self._buffers[slot.name].detach())
+
+    def bind_weights(self, weights: torch.Tensor) -> None:
+        """Make every trainable parameter a view of ``weights`` (M,) fp32, whose memory must outlive the model's use."""
+        self._check_vector(weights)
+        for slot, parameter in zip(self.slots, self._parameters, strict=True):
+            parameter.data = slot.view(weights)
+
+    def bind_gradients(self, gradients: torch.Tensor) -> None:
+        """Make every ``grad`` a view of ``gradients`` (M,) fp32, which backward then adds to. Zero it yourself."""
+        views = self._views_of.get(gradients.data_ptr())
+        if views is None:  # made once a vector: they keep its memory, so that its address stays its own
+            self._check_vector(gradients)
+            views = [slot.view(gradients) for slot in self.slots]
+            self._views_of[gradients.data_ptr()] = views
+        for parameter, view in zip(self._parameters, views, strict=True):
+            parameter.grad = view
+        self._views = views
+
+    def check_gradients_bound(self) -> None:
+        """Make sure that backward went into the bound vector.
+
+        Raises:
+            ModelError: the model or loss replaced a ``grad``; the message names the parameter.
+        """
+        for slot, parameter, view in zip(self.slots, self._parameters, self._views, strict=True):
+            if parameter.grad is not view:
+                raise ModelError(
+                    f"the gradient of parameter {slot.name!r} was replaced during forward or backward: do not call "
+                    "zero_grad or set .grad inside the model or the loss, nor backward with create_graph"
+                )
+
+    def name_at(self, position: int) -> str:
+        """The parameter or buffer at a position of the flat vector, for messages; "padding" between them."""
+        slots = (*self.slots, *self.buffer_slots)
+        slot = slots[max(0, bisect_right(self._starts, position) - 1)]
+        return slot.name if slot.start <= position < slot.stop else "padding"
+
+    def named_tensors(self, weights: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Copies of parameters and float buffers in ``weights`` (M,), by name."""
+        return {slot.name: slot.view(weights).clone() for slot in (*self.slots, *self.buffer_slots)}
+
+    def _check_vector(self, vector: torch.Tensor) -> None:
+        described = f"{tuple(vector.shape)} {vector.dtype} at {vector.data_ptr():#x}"
+        assert vector.shape == (self.num_elements,), described
+        assert vector.dtype == torch.float32, described
+        assert vector.data_ptr() % 16 == 0, f"the vector must start at a multiple of 16 bytes: {described}"
+
+
+def check_parameters(model: torch.nn.Module) -> None:
+    """Refuse what cannot be laid out.
+
+    Raises:
+        ModelError: names the parameter or buffer and the remedy.
+    """
+    for name, parameter in model.named_parameters():
+        if torch.nn.parameter.is_lazy(parameter):
+            raise ModelError(f"parameter {name!r} is not initialised yet: run one batch through the model first")
+        _check_place(f"parameter {name!r}", parameter)
+        if parameter.requires_grad and parameter.dtype != torch.float32:
+            raise ModelError(
+                f"parameter {name!r} is {parameter.dtype}, only float32 is trained: use model.float(), with autocast "
+                "for 16-bit compute, or set requires_grad=False to freeze it"
+            )
+    for name, buffer in model.named_buffers():
+        _check_place(f"buffer {name!r}", buffer)
+    _check_overlap(trainable(model))
+
+
+def _check_place(what: str, tensor: torch.Tensor) -> None:
+    if tensor.is_meta:
+        raise ModelError(f"{what} is on the meta device and has no values: use model.to_empty(device='cpu') and init")
+    if tensor.device.type != "cpu":
+        raise ModelError(f"{what} is on {tensor.device}: give the model on the CPU, model.cpu()")
+    if tensor.layout != torch.strided:
+        raise ModelError(f"{what} has layout {tensor.layout}: make it dense, .to_dense()")
+
+
+def _check_overlap(parameters: dict[str, torch.nn.Parameter]) -> None:
+    """Tied parameters are one object; two objects over the same memory would come apart."""
+    spans = sorted((p.data_ptr(), p.data_ptr() + p.nbytes, name) for name, p in parameters.items() if p.numel())
+    for (_, stop, first), (start, _, second) in pairwise(spans):
+        if start < stop:
+            raise ModelError(
+                f"parameters {first!r} and {second!r} share memory without being the same object: tie them by "
+                "assigning the same nn.Parameter, or clone one"
+            )
+
+
+def _slot(name: str, tensor: torch.Tensor, after: int, group: int) -> Slot:
+    start = _up(after, PARAMETER_ALIGNMENT)
+    return Slot(name, tensor.shape, start, start + tensor.numel(), group)
+
+
+def _up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit

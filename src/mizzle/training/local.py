@@ -1,0 +1,146 @@
+"""One shard's forward and backward: gradients straight into the vector that travels.
+
+Knows nothing of ranks or peers. The loss is scaled by the rows of the shard, so that adding shards and dividing by
+all rows gives the mean over the whole batch, however unevenly the rows fall.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mizzle.errors import ModelError
+from mizzle.training.buffers import ModelBuffers
+from mizzle.training.flat import FlatParameters
+from mizzle.training.report import FINITE, ShardReport
+from mizzle.training.spec import ShardRows, TrainingSpec
+
+
+def stream_seed(seed: int, shard: int, iteration: int) -> int:
+    """Seed of torch's generator for one shard in one iteration: the numbers depend on nothing else."""
+    words = np.random.SeedSequence((seed, shard, iteration)).generate_state(1, np.uint64)
+    return int(words[0]) >> 1  # torch takes signed 64 bits
+
+
+@contextmanager
+def random_stream(seed: int, shard: int, iteration: int) -> Iterator[None]:
+    """Run the body with torch's CPU generator on its own stream; the caller's generator is left as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(stream_seed(seed, shard, iteration))
+        yield
+
+
+class ShardCompute:
+    """Forward and backward of shards over one model.
+
+    Args:
+        spec: of the run.
+        model: bound to ``weights``; put into training mode.
+        flat: its layout.
+        buffers: its buffers.
+        guard: held while a shard computes. torch's random generator belongs to the process: ranks that are threads
+            of one process must be given the same lock, and so take turns. A rank with a process of its own needs none.
+    """
+
+    def __init__(
+        self,
+        spec: TrainingSpec,
+        model: torch.nn.Module,
+        flat: FlatParameters,
+        buffers: ModelBuffers,
+        guard: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        """See the class."""
+        self._spec = spec
+        self._model = model.train()
+        self._flat = flat
+        self._buffers = buffers
+        self._guard = guard if guard is not None else nullcontext()
+        self.changed: set[int] = set()
+        self.others: dict[int, dict[int, bytes]] = {}
+
+    def begin_iteration(self) -> None:
+        """Forget what the last iteration's shards made of the buffers."""
+        self.changed.clear()
+        self.others.clear()
+
+    def run(
+        self,
+        rows: ShardRows,
+        positions: npt.NDArray[np.int64],
+        iteration: int,
+        shard: int,
+        weights: torch.Tensor,
+        into: torch.Tensor,
+    ) -> ShardReport:
+        """Compute one shard's contribution.
+
+        Args:
+            rows: the shard.
+            positions: (n,) int64, n > 0, rows of this iteration.
+            iteration: of the run.
+            shard: its number.
+            weights: (M,) fp32; the model's parameters are views of it.
+            into: (M,) fp32; overwritten with the gradient of (loss * n), and the float buffers after the forward.
+
+        Raises:
+            ModelError: the loss is not a scalar that can be differentiated, or gradients went elsewhere.
+        """
+        into[: self._flat.num_parameters].zero_()
+        self._buffers.begin(weights)
+        self._flat.bind_gradients(into)
+        loss_sum = 0.0
+        with self._guard, random_stream(self._spec.seed, shard, iteration):
+            for part in np.array_split(positions, min(self._spec.accumulate, len(positions))):
+                loss_sum += self._micro_batch(rows, part)
+        self._flat.check_gradients_bound()
+        changed, self.others[shard] = self._buffers.end(weights, into)
+        self.changed |= changed
+        # buffers are not looked at: an attention mask is full of -inf
+        gradient = into[: self._flat.num_parameters]
+        return ShardReport(shard, len(positions), loss_sum, first_beyond(gradient, float("inf")))
+
+    def _micro_batch(self, rows: ShardRows, positions: npt.NDArray[np.int64]) -> float:
+        """Add one micro-batch's gradients; its loss times its rows."""
+        inputs, targets = rows.batch(positions)
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._spec.autocast):
+            output = self._model(*inputs) if isinstance(inputs, tuple) else self._model(inputs)
+            loss = self._spec.loss(output, targets)
+        check_loss(loss)
+        # cast first: a 16-bit loss would be rounded again by the product
+        (loss.float() * len(positions)).backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach().double()) * len(positions)
+
+
+def check_loss(loss: object) -> None:
+    """Refuse a loss that backward cannot start from.
+
+    Raises:
+        ModelError: not a tensor, not a scalar, not floating point, or not connected to a trainable parameter.
+    """
+    if not isinstance(loss, torch.Tensor):
+        raise ModelError(f"the loss returned {type(loss).__name__}: return a scalar tensor")
+    if loss.dim() != 0:
+        raise ModelError(f"the loss returned a tensor of shape {tuple(loss.shape)}: reduce it to a scalar, .mean()")
+    if not loss.is_floating_point():
+        raise ModelError(f"the loss returned {loss.dtype}: it must be a floating-point scalar")
+    if not loss.requires_grad:
+        raise ModelError(
+            "the loss does not depend on any trainable parameter: check for .detach(), .item() or torch.no_grad() "
+            "in the model or the loss"
+        )
+
+
+def first_beyond(vector: torch.Tensor, limit: float) -> int:
+    """Position of the first element that is NaN or not strictly within (-limit, limit); `FINITE` for none."""
+    if vector.numel() == 0:
+        return FINITE
+    low, high = torch.aminmax(vector)  # one pass without a copy; NaN comes through
+    if -limit < float(low) and float(high) < limit:
+        return FINITE
+    return int((~(vector.abs() < limit)).to(torch.uint8).argmax())

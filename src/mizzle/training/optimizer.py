@@ -1,0 +1,191 @@
+"""The user's ``torch.optim`` optimizer over views of the flat vector: of the owned slice, or of the whole.
+
+Elementwise optimizers give the same bits on any cut, so each rank keeps only the state of its slice (ZeRO stage 1,
+Rajbhandari et al. 2020). Any other runs on every rank over whole parameters, from gathered gradients.
+Unlike in plain PyTorch, a parameter that got no gradient has a zero one: weight decay and momentum still act on it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from mizzle.collectives.slices import Slice
+from mizzle.errors import ModelError
+from mizzle.training.flat import FlatParameters, Slot
+from mizzle.training.groups import OptimizerFactory, ParameterGroup
+
+logger = logging.getLogger(__name__)
+
+ELEMENTWISE = frozenset({
+    torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW, torch.optim.RMSprop, torch.optim.Adagrad,
+    torch.optim.Adadelta, torch.optim.Adamax, torch.optim.NAdam, torch.optim.RAdam, torch.optim.ASGD,
+    torch.optim.Rprop,
+})  # fmt: skip
+"""Known to treat every element by itself. Exactly these classes: a subclass may do something else."""
+
+_PREFIX = "optimizer"
+
+Scalar = float | int | bool | None
+
+
+class FlatOptimizer:
+    """An optimizer whose parameters are places of a flat vector of weights, group by group.
+
+    Args:
+        factory: the user's.
+        groups: names and options.
+        places: per group the places it updates; the same number of groups on every rank, whatever their lengths.
+        weights: (M,) fp32; written by `step`.
+        start: position in the vector of the first element of the gradients given to `step`.
+    """
+
+    def __init__(
+        self,
+        factory: OptimizerFactory,
+        groups: Sequence[ParameterGroup],
+        places: Sequence[Sequence[Slot]],
+        weights: torch.Tensor,
+        start: int,
+    ) -> None:
+        """Build the optimizer over views of ``weights``."""
+        self._start = start
+        self._places = [slot for group in places for slot in group]
+        members = [[torch.nn.Parameter(slot.view(weights)) for slot in group] for group in places]
+        self._parameters = [parameter for group in members for parameter in group]
+        self._optimizer = build(factory, groups, members)
+
+    @classmethod
+    def sharded(
+        cls, factory: OptimizerFactory, flat: FlatParameters, weights: torch.Tensor, own: Slice
+    ) -> FlatOptimizer:
+        """Over the part of every group that lies in a slice; an empty tensor where there is none."""
+        places = []
+        for number, whole in enumerate(flat.ranges):
+            first = min(max(whole.start, own.start), own.stop)
+            last = max(first, min(whole.stop, own.stop))
+            places.append([Slot(f"group {number}", torch.Size([last - first]), first, last, number)])
+        return cls(factory, flat.groups, places, weights, own.start)
+
+    @classmethod
+    def whole(cls, factory: OptimizerFactory, flat: FlatParameters, weights: torch.Tensor) -> FlatOptimizer:
+        """Over every parameter, in its shape."""
+        places = [[slot for slot in flat.slots if slot.group == number] for number in range(len(flat.groups))]
+        return cls(factory, flat.groups, places, weights, 0)
+
+    def set_hyperparameters(self, hyper: Sequence[Mapping[str, Any]]) -> None:
+        """Set hyper-parameters of the groups, as the driver planned them; nothing when ``hyper`` is empty.
+
+        Raises:
+            ModelError: the plan is for other groups, or names something that the optimizer does not have.
+        """
+        if hyper and len(hyper) != len(self._optimizer.param_groups):
+            raise ModelError(f"hyper-parameters for {len(hyper)} groups, not {len(self._optimizer.param_groups)}")
+        for number, (group, values) in enumerate(zip(self._optimizer.param_groups, hyper, strict=False)):
+            for key, value in values.items():
+                if key not in group or key == "params":
+                    raise ModelError(f"parameter group {number} has no hyper-parameter {key!r}")
+                group[key] = tuple(value) if isinstance(group[key], tuple) else value
+
+    def step(self, gradient: torch.Tensor) -> None:
+        """Update the weights from the mean gradient, whose element 0 stands at ``start``."""
+        for slot, parameter in zip(self._places, self._parameters, strict=True):
+            parameter.grad = gradient[slot.start - self._start : slot.stop - self._start].view(slot.shape)
+        self._optimizer.step()
+
+    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Scalar]]:
+        """All state, by "optimizer.<place>.<name>": tensors (not copied) and plain numbers.
+
+        Raises:
+            ModelError: the optimizer keeps something else; the message names it.
+        """
+        tensors: dict[str, torch.Tensor] = {}
+        scalars: dict[str, Scalar] = {}
+        for number, parameter in enumerate(self._parameters):
+            for name, value in self._optimizer.state.get(parameter, {}).items():
+                key = f"{_PREFIX}.{number}.{name}"
+                if isinstance(value, torch.Tensor):
+                    tensors[key] = value
+                elif value is None or isinstance(value, (bool, int, float)):
+                    scalars[key] = value
+                else:
+                    raise ModelError(
+                        f"{type(self._optimizer).__name__} keeps {name!r} as {type(value).__name__}, which cannot be "
+                        "saved: only tensors and numbers can"
+                    )
+        return tensors, scalars
+
+    def load_state(self, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Scalar]) -> None:
+        """Take what `state` gave, bit for bit; other keys are ignored, state that is not given is dropped."""
+        self._optimizer.state.clear()
+        for key, value in (*tensors.items(), *scalars.items()):
+            prefix, _, rest = key.partition(".")
+            if prefix == _PREFIX:
+                number, _, name = rest.partition(".")
+                kept = value.clone() if isinstance(value, torch.Tensor) else value
+                self._optimizer.state[self._parameters[int(number)]][name] = kept
+
+
+def build(
+    factory: OptimizerFactory, groups: Sequence[ParameterGroup], members: Sequence[Sequence[torch.nn.Parameter]]
+) -> torch.optim.Optimizer:
+    """Call the user's factory and check that it kept our groups.
+
+    Raises:
+        ModelError: the factory failed, regrouped the parameters, or its optimizer cannot work here.
+    """
+    given = [{**group.options, "params": list(params)} for group, params in zip(groups, members, strict=True)]
+    wanted = [[id(p) for p in group["params"]] for group in given]
+    try:
+        optimizer = factory(given)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise ModelError(
+            f"the optimizer could not be built: {error}. It is called with a list of torch parameter groups and must "
+            "hand them on as they are: lambda groups: torch.optim.AdamW(groups, lr=1e-3)"
+        ) from error
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise ModelError(f"the optimizer factory returned {type(optimizer).__name__}, not a torch.optim.Optimizer")
+    _check_usable(optimizer)
+    if [[id(p) for p in group["params"]] for group in optimizer.param_groups] != wanted:
+        raise ModelError(
+            "the optimizer factory chose or regrouped parameters itself: it sees ranges of a flat vector, so give the "
+            "groups beforehand as parameter_groups"
+        )
+    for number, group in enumerate(optimizer.param_groups):
+        for key, value in group.items():
+            if key != "params" and isinstance(value, torch.Tensor):
+                raise ModelError(f"hyper-parameter {key!r} of parameter group {number} is a tensor: give a number")
+    return optimizer
+
+
+def probe(factory: OptimizerFactory, flat: FlatParameters) -> torch.optim.Optimizer:
+    """The optimizer over parameters without memory: to learn its class and hyper-parameters. Cheap on any model."""
+    members = [
+        [torch.nn.Parameter(torch.empty(slot.shape, device="meta")) for slot in flat.slots if slot.group == number]
+        for number in range(len(flat.groups))
+    ]
+    return build(factory, flat.groups, members)
+
+
+def is_elementwise(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether it may run on slices; says so in the log when not."""
+    known = type(optimizer) in ELEMENTWISE
+    if not known:
+        logger.info(
+            "optimizer=%s is not known to be elementwise: it runs unsharded on every rank, from gathered gradients",
+            type(optimizer).__name__,
+        )
+    return known
+
+
+def _check_usable(optimizer: torch.optim.Optimizer) -> None:
+    name = type(optimizer).__name__
+    if isinstance(optimizer, torch.optim.SparseAdam):
+        raise ModelError("SparseAdam needs sparse gradients, which are summed as dense here: use Adam")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise ModelError(f"{name} evaluates the loss in its step (closure), which no rank can do alone: use Adam")

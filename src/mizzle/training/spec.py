@@ -1,0 +1,122 @@
+"""What a run's ranks are told: once (`TrainingSpec`) and per iteration (`IterationPlan`), and what they tell back.
+
+All of it is frozen and travels by pickle from driver to ranks; nothing here computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from mizzle.collectives.wire import Wire
+from mizzle.errors import ConfigError
+from mizzle.training.clipping import ClipByNorm, ClipByValue
+from mizzle.training.groups import OptimizerFactory, ParameterGroup
+
+Loss = Callable[[Any, Any], torch.Tensor]
+"""``loss(output, target)``: the mean over its mini-batch, a scalar."""
+
+
+class ShardRows(Protocol):
+    """Random access to the rows of one shard."""
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the shard."""
+        ...
+
+    def batch(self, rows: npt.NDArray[np.int64]) -> tuple[Any, Any]:
+        """Inputs (a tensor, or a tuple of tensors for several arguments) and targets of the given positions."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingSpec:
+    """How a run trains; the same on all ranks.
+
+    Attributes:
+        loss: mean over its mini-batch; a top-level function or module, as it travels by pickle.
+        optimizer: builds the optimizer from torch's parameter groups.
+        num_rows: n, rows of all shards together.
+        num_shards: V, as in the exchange's layout.
+        global_batch_size: B, rows per iteration over all shards.
+        groups: parameter groups; None for one with everything.
+        clipping: of the mean gradient, before the optimizer; None for none.
+        accumulate: micro-batches that a shard's part of an iteration is cut into, to bound memory.
+        autocast: whether forward and loss run under bfloat16 autocast; parameters and sums stay fp32.
+        seed: of the epoch order and of the random numbers inside the model.
+        not_finite: ``raise`` `NotFiniteError` on a NaN or infinite loss or gradient, or ``skip`` that iteration's
+            update on all ranks (its learning-rate step counts nevertheless).
+        wire: element type of the gradients on their way, as the exchange was made with. With a 16-bit one the float
+            buffers are rounded as well in every iteration that changes them: prefer fp32 for batch norm.
+        threads: torch's intra-op threads per rank; fixed, because kernels may add in another order with more.
+    """
+
+    loss: Loss
+    optimizer: OptimizerFactory
+    num_rows: int
+    num_shards: int
+    global_batch_size: int
+    groups: tuple[ParameterGroup, ...] | None = None
+    clipping: ClipByValue | ClipByNorm | None = None
+    accumulate: int = 1
+    autocast: bool = False
+    seed: int = 0
+    not_finite: Literal["raise", "skip"] = "raise"
+    wire: Wire = Wire.FP32
+    threads: int = 1
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        for name in ("num_rows", "num_shards", "global_batch_size", "accumulate", "threads"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed is {self.seed}; give 0 or more")
+        if self.not_finite not in {"raise", "skip"}:
+            raise ConfigError(f"not_finite is {self.not_finite!r}; give 'raise' or 'skip'")
+
+
+@dataclass(frozen=True, slots=True)
+class IterationPlan:
+    """One iteration, as the driver planned it.
+
+    Attributes:
+        iteration: of the run, 0-based.
+        epoch: 0-based.
+        iteration_in_epoch: 0-based.
+        hyper: per parameter group the hyper-parameters to set; empty for those that never changed.
+    """
+
+    iteration: int
+    epoch: int
+    iteration_in_epoch: int
+    hyper: tuple[Mapping[str, Any], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class IterationMetrics:
+    """What a rank saw of one iteration.
+
+    Attributes:
+        iteration: of the run.
+        loss: mean over all rows of the iteration, of all ranks: the same on every rank.
+        rows: of all ranks.
+        compute_s: seconds in reading rows, forward and backward on this rank.
+        exchange_s: seconds in the exchange, waiting for slower ranks included.
+        update_s: seconds in clipping and the optimizer.
+        skipped: whether the update was left out because a loss or gradient was not finite.
+    """
+
+    iteration: int
+    loss: float
+    rows: int
+    compute_s: float
+    exchange_s: float
+    update_s: float
+    skipped: bool
