@@ -103,7 +103,7 @@ def write_jar(target: Path, roots: list[Path]) -> None:
             entry = zipfile.ZipInfo(name, date_time=EPOCH)
             entry.external_attr = 0o644 << 16
             entry.create_system = 3  # Unix, wherever it is built
-            entry.compress_type = zipfile.ZIP_STORED  # some 50 KB; zlib versions need not agree on bytes
+            entry.compress_type = zipfile.ZIP_STORED  # some 150 KB; zlib versions need not agree on bytes
             jar.writestr(entry, content)
     unfinished.replace(target)
 

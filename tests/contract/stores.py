@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from functools import partial
 
 from harness import RUN
-
 from mizzle.blocks.ids import BlockId
 from mizzle.blocks.memory import MemoryFabric
 from mizzle.blocks.store import BlockStore, Span

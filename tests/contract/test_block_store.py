@@ -7,9 +7,9 @@ import time
 from collections.abc import Callable
 
 import pytest
+
 from contract.stores import Ranks
 from harness import RUN, outcomes, run_ranks
-
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Kind
 from mizzle.blocks.store import BlockStore, Fetched, Span
@@ -171,7 +171,7 @@ def test_an_abort_reaches_all_who_wait_within_two_seconds(open_ranks: Open) -> N
         if pending is None:
             store.abort("it is out of coffee")
         else:
-            with pytest.raises(PeerLost, match="rank 0 is lost.*out of coffee"):
+            with pytest.raises(PeerLost, match=r"rank 0 is lost.*out of coffee"):
                 pending.wait(Deadline.after(20))
         return time.monotonic() - start
 

@@ -7,9 +7,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+
 from contract.stores import Ranks
 from harness import outcomes, run_ranks
-
 from mizzle.blocks.store import BlockStore
 from mizzle.collectives import Communicator, Exchange, ExchangeLayout, Wire
 from mizzle.errors import CollectiveMismatch, CollectiveTimeout, PeerLost

@@ -205,7 +205,16 @@ class BridgeClient:
         self.call(Request.LABEL, Writer().blob(label), deadline)
 
     def join(
-        self, run: str, *, generation: int, group: int, size: int, wanted: int, control: str, deadline: Deadline
+        self,
+        run: str,
+        *,
+        generation: int,
+        group: int,
+        size: int,
+        control: str,
+        deadline: Deadline,
+        wanted: int = -1,
+        preferred: Sequence[int] = (),
     ) -> Membership:
         """Take part in a group; returns when all ``size`` ranks are there.
 
@@ -214,9 +223,10 @@ class BridgeClient:
             generation: membership epoch.
             group: number of the group's job, new for every job.
             size: number of ranks.
-            wanted: the rank to have, or -1 for the one whose state this arena holds, or any.
             control: path of this rank's control region.
             deadline: when to give up.
+            wanted: the rank to have, or -1 for the one whose state this arena holds, or a preferred one, or any.
+            preferred: ranks whose data is near, the nearest first.
 
         Raises:
             CollectiveTimeout: not all ranks came: too few free task slots.
@@ -224,6 +234,7 @@ class BridgeClient:
             PeerLost: an executor of the group cannot be reached.
         """
         body = Writer().number("IQHiI", generation, group, size, wanted, deadline.remaining_ms()).text(control)
+        body.append(rank_list(preferred))
         answer = self.call(Request.JOIN, body, deadline)
         answer.number("B")
         rank = answer.number("H")
@@ -264,6 +275,6 @@ def _error(answer: Reader) -> MizzleError:
     return _ERRORS.get(code, BridgeError)(message)
 
 
-def readers(to: Sequence[int]) -> Writer:
+def rank_list(ranks: Sequence[int]) -> Writer:
     """Ranks in wire form: u16 count, u16 each."""
-    return Writer().number("H", len(to)).raw(b"".join(rank.to_bytes(2, "little") for rank in to))
+    return Writer().number("H", len(ranks)).raw(b"".join(rank.to_bytes(2, "little") for rank in ranks))

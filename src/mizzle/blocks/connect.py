@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from typing import Literal
 
 from mizzle.blocks.arena import BridgeArena, open_region
 from mizzle.blocks.bridge import BridgeClient, Membership
@@ -12,13 +11,10 @@ from mizzle.blocks.routed import RoutedStore
 from mizzle.blocks.shared import SharedStore
 from mizzle.blocks.store import BlockStore
 from mizzle.blocks.transfer import TransferStore
+from mizzle.config import Transport
 from mizzle.errors import ArenaError, ConfigError
 
 _log = logging.getLogger(__name__)
-
-Transport = Literal["auto", "shm", "blocks"]
-"""How ranks reach each other: shared memory on one host, the BlockManager, or (auto) each where it can be."""
-
 
 def connect_store(
     client: BridgeClient, arena: BridgeArena, membership: Membership, *, transport: Transport, timeout_s: float

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from mizzle.blocks.arena import BridgeArena, MappedRegion
-from mizzle.blocks.bridge import BridgeClient, Membership, readers
+from mizzle.blocks.bridge import BridgeClient, Membership, rank_list
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import Request, Writer
 from mizzle.blocks.ids import BlockId, DType, Header
@@ -71,7 +71,7 @@ class TransferStore:
             raise BlockExists(f"{block} was put before")
         self._names.add(block)
         header = Header(block, dtype, len(meta), payload.length if payload else 0)
-        body = Writer().raw(header.pack()).blob(meta).append(_range(payload)).append(readers(to))
+        body = Writer().raw(header.pack()).blob(meta).append(_range(payload)).append(rank_list(to))
         self._client.send(Request.PUT, body, Deadline.after(self._timeout_s), silent=True)
 
     def fetch(self, block: BlockId, into: Span | None) -> Pending:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TypeAlias
+from typing import TypeAlias, TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +15,7 @@ from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError
 
 Array: TypeAlias = "np.ndarray | torch.Tensor"
+ArrayT = TypeVar("ArrayT", bound="np.ndarray | torch.Tensor")
 
 BLOCK_DTYPES: Mapping[torch.dtype, DType] = {
     torch.float32: DType.FLOAT32, torch.float64: DType.FLOAT64, torch.bfloat16: DType.BFLOAT16,

@@ -10,13 +10,13 @@ import struct
 from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from types import TracebackType
-from typing import Self
+from typing import Self, cast
 
 import torch
 
 from mizzle.blocks.ids import Kind
 from mizzle.blocks.store import BlockStore, Pending, Span
-from mizzle.collectives.arrays import BLOCK_DTYPES, Array, Form, Formats, dtype_name, dtype_named, flatten
+from mizzle.collectives.arrays import BLOCK_DTYPES, Array, ArrayT, Form, Formats, dtype_name, dtype_named, flatten
 from mizzle.collectives.collective import Collective, check_length
 from mizzle.collectives.combine import TreeCombiner, check_reduce_op
 from mizzle.collectives.reduction import Reduction, refuse_mean_of_integers
@@ -69,8 +69,8 @@ class Communicator:
         self._combiners: dict[tuple[int, torch.dtype, str], TreeCombiner] = {}
 
     def all_reduce(
-        self, array: Array, op: str = "sum", *, wire: str | Wire | None = None, timeout_s: float | None = None
-    ) -> Array:
+        self, array: ArrayT, op: str = "sum", *, wire: str | Wire | None = None, timeout_s: float | None = None
+    ) -> ArrayT:
         """The sum (mean, max, min) of all ranks' arrays, the same bits on every rank and from run to run.
 
         Two steps; 2 (N-1)/N of the array's bytes out of and into each rank. The order of additions is the canonical
@@ -85,12 +85,12 @@ class Communicator:
         with self._begin("all_reduce", timeout_s) as collective:
             flat, form = flatten(array)
             reduction, total = self._reduce(collective, flat, form, op, wire, ALIGNMENT)
-            return form.restore(reduction.share_result(total))
+            return cast("ArrayT", form.restore(reduction.share_result(total)))
 
     def reduce_scatter(
-        self, array: Array, op: str = "sum", *, wire: str | Wire | None = None, alignment: int = ALIGNMENT,
+        self, array: ArrayT, op: str = "sum", *, wire: str | Wire | None = None, alignment: int = ALIGNMENT,
         timeout_s: float | None = None,
-    ) -> tuple[Array, Slice]:  # fmt: skip
+    ) -> tuple[ArrayT, Slice]:  # fmt: skip
         """This rank's slice of the reduction of the flattened arrays, and which slice that is. One step.
 
         Args:
@@ -106,11 +106,12 @@ class Communicator:
         with self._begin("reduce_scatter", timeout_s) as collective:
             flat, form = flatten(array)
             reduction, total = self._reduce(collective, flat, form, op, wire, alignment)
-            return form.reshaped(len(total)).restore(total.to(form.dtype)), reduction.mine
+            piece = form.reshaped(len(total)).restore(total.to(form.dtype))
+            return cast("ArrayT", piece), reduction.mine
 
     def all_reduce_shards(
-        self, held: Mapping[int, Array], num_shards: int, op: str = "sum", *, timeout_s: float | None = None
-    ) -> Array:
+        self, held: Mapping[int, ArrayT], num_shards: int, op: str = "sum", *, timeout_s: float | None = None
+    ) -> ArrayT:
         """The reduction over shards, of which a rank may hold any number: its bits depend only on their values.
 
         Three steps. Whatever rank holds them, shards are combined in the order of the canonical tree over
@@ -153,9 +154,9 @@ class Communicator:
                 leaves = {Node(s, s + 1): flats[s] for s in range(node.lo, node.hi)}
                 combiner.combine(leaves, over_span(reduction.own[part], formats.contribution))
             total = reduction.combine(combiner, _trade_parts(reduction, nodes_of))
-            return form.restore(reduction.share_result(total))
+            return cast("ArrayT", form.restore(reduction.share_result(total)))
 
-    def all_gather(self, array: Array, *, timeout_s: float | None = None) -> list[Array]:
+    def all_gather(self, array: ArrayT, *, timeout_s: float | None = None) -> list[ArrayT]:
         """Every rank's array, by rank. One step up to 32 KB, two above.
 
         Args:
@@ -186,7 +187,7 @@ class Communicator:
             flats = {self.rank: flat.clone()}
             flats |= {rank: _from_raw(body, form.dtype) for rank, body in eager.items()}
             flats |= self._fetch_whole(collective, {r: f for r, f in forms.items() if r not in flats})
-            return [forms[rank].restore(flats[rank]) for rank in range(self.size)]
+            return [cast("ArrayT", forms[rank].restore(flats[rank])) for rank in range(self.size)]
 
     def broadcast(self, array: Array | None, root: int = 0, *, timeout_s: float | None = None) -> Array:
         """The root's array on every rank. One step up to 32 KB, two above; all bytes leave the root N-1 times.
@@ -318,7 +319,7 @@ def _form_of(said: Signature, *, is_numpy: bool | None = None) -> Form:
     return Form.on_host(shape_of(fields["shape"]), dtype_named(fields["dtype"]), is_numpy=as_numpy)
 
 
-def _flatten_alike(held: Mapping[int, Array]) -> tuple[dict[int, torch.Tensor], Form | None]:
+def _flatten_alike(held: Mapping[int, ArrayT]) -> tuple[dict[int, torch.Tensor], Form | None]:
     flats: dict[int, torch.Tensor] = {}
     form: Form | None = None
     for shard, array in held.items():

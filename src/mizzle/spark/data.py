@@ -122,6 +122,13 @@ def shard_dataframe(
     return infos
 
 
+def first_rows(checked: CheckedFrame, count: int) -> pa.RecordBatch:
+    """A few usable rows at the driver, in the form in which they lie in a shard; none when the first are all bad."""
+    table = checked.frame.limit(count).toArrow().combine_chunks()
+    batches = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    return DealPartition(checked.rules, checked.lengths, 1, {0: 0}, {}).usable(batches[0])
+
+
 def _dealer(checked: CheckedFrame, run: str, num_shards: int, shards_of_rank: Sequence[Sequence[int]]) -> DealPartition:
     """Check the plan and number the rows."""
     if not re.fullmatch("[0-9a-f]{32}", run):
@@ -177,7 +184,7 @@ class DealPartition:
         start = row = self.first_row.get(partition, 0)
         opened = partition != min(self.first_row, default=0)
         for batch in batches:
-            usable = self._usable(batch)
+            usable = self.usable(batch)
             if not opened:
                 # So that a shard without rows has a file as well, and every writer learns the schema.
                 yield from (hands.chunk(shard, usable.slice(0, 0)) for shard in sorted(self.rank_of))
@@ -191,14 +198,16 @@ class DealPartition:
         anyone = next(iter(self.rank_of.values()))
         yield _table(_DEALT, [(anyone, _REPORT_SHARD, partition, 0, row - start, b"")])
 
-    def _usable(self, batch: pa.RecordBatch) -> pa.RecordBatch:
+    def usable(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The good rows, with arrays of fixed length and class labels as integers."""
         good, lengths, _ = check_rows(batch, self.rules)
         good &= (lengths == np.array(self.lengths, dtype=np.int64)).all(axis=1)
         if not good.all():
             batch = batch.filter(pa.array(good))
         sizes = iter(self.lengths)
-        arrays = [_stored(batch.column(rule.name), rule, next(sizes) if rule.uniform else None) for rule in self.rules]
+        arrays = [
+            _stored(batch.column(at), rule, next(sizes) if rule.uniform else None) for at, rule in enumerate(self.rules)
+        ]
         return pa.RecordBatch.from_arrays(arrays, names=[rule.name for rule in self.rules])
 
 
@@ -244,7 +253,7 @@ class _Hands:
             stream.write_batch(rows)
         number = self._chunks.get(shard, 0)
         self._chunks[shard] = number + 1
-        payload = sink.getvalue()
+        payload = sink.getvalue().to_pybytes()
         return _table(_DEALT, [(self.dealer.rank_of[shard], shard, self.partition, number, rows.num_rows, payload)])
 
 

@@ -10,12 +10,12 @@ from functools import partial
 from typing import Any
 
 from py4j.protocol import Py4JError
-from pyspark import SparkContext, cloudpickle
-from pyspark.rdd import RDD
+from pyspark import RDD, SparkContext, cloudpickle
+from pyspark.errors import PySparkException
 from pyspark.sql import SparkSession
 
-from mizzle.blocks.connect import Transport
 from mizzle.blocks.deadline import Deadline
+from mizzle.config import Transport
 from mizzle.errors import CollectiveTimeout, Fenced, MizzleError, ModelError, PeerLost, TaskFailed
 from mizzle.spark.driver import DriverSide, await_slots
 from mizzle.spark.worker import GroupJob, Outcome, RankContext, run_rank
@@ -40,7 +40,7 @@ def run_job(context: SparkContext, job: GroupJob, rows: RDD[Any] | None = None) 
     source = context.parallelize(range(job.size), job.size) if rows is None else rows
     try:
         outcomes = source.mapPartitionsWithIndex(partial(run_rank, job)).collect()
-    except Py4JError as error:
+    except (Py4JError, PySparkException) as error:
         raise TaskFailed(f"the job of group {job.group} of run {job.run[:4]} failed in Spark: {error}") from error
     failed = [outcome for outcome in outcomes if outcome.error is not None]
     if failed:

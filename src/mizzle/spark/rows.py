@@ -95,10 +95,10 @@ class CheckPartition:
         )  # fmt: skip
 
     def _labels(self, batch: pa.RecordBatch) -> npt.NDArray[Any] | None:
-        rule = next((rule for rule in self.rules if rule.name == self.label), None)
-        if rule is None or rule.array or not rule.numeric:
-            return None
-        return _values(batch.column(rule.name))
+        for at, rule in enumerate(self.rules):
+            if rule.name == self.label and rule.numeric and not rule.array:
+                return _values(batch.column(at))
+        return None
 
 
 def current_partition() -> int:
@@ -132,7 +132,7 @@ def check_rows(
     """Which rows are good, array lengths aside.
 
     Args:
-        batch: pyarrow.RecordBatch with the rules' columns.
+        batch: pyarrow.RecordBatch with one column for each rule, in the same order.
         rules: what to check.
 
     Returns:
@@ -140,10 +140,10 @@ def check_rows(
         the reason, or None.
     """
     bad: Mask = np.zeros(batch.num_rows, dtype=np.bool_)
-    lengths = [_lengths(batch.column(rule.name)) for rule in rules if rule.uniform]
+    lengths = [_lengths(batch.column(at)) for at, rule in enumerate(rules) if rule.uniform]
     first: tuple[int, str] | None = None
-    for rule in rules:
-        column = batch.column(rule.name)
+    for at, rule in enumerate(rules):
+        column = batch.column(at)
         for mask, describe in _problems(column, rule):
             if mask.any():
                 row = int(np.argmax(mask))

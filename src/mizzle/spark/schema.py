@@ -36,7 +36,7 @@ def plan_columns(df: DataFrame, columns: Columns, num_classes: int | None) -> tu
         num_classes: the label is a class number below this; None when it is not a class.
 
     Returns:
-        The DataFrame with exactly ``columns.names``, and one rule a column in that order.
+        The DataFrame with exactly ``columns.names`` (renamed c0, c1, ...), and one rule a column in that order.
 
     Raises:
         DataError: a column is missing, ambiguous or of a type that cannot be trained on; the message names it.
@@ -47,7 +47,8 @@ def plan_columns(df: DataFrame, columns: Columns, num_classes: int | None) -> tu
         _check_exists(df, name)
     kinds = {field.name: field.dataType for field in df.schema.fields}
     _check_features_fit(columns, kinds)
-    selected, rules = [], []
+    selected: list[Column] = []
+    rules: list[Rule] = []
     for name in columns.names:
         role = "label" if name == columns.label else "feature"
         classes = num_classes if role == "label" else None
@@ -57,7 +58,8 @@ def plan_columns(df: DataFrame, columns: Columns, num_classes: int | None) -> tu
                 f"label column {name!r} is {kinds[name].simpleString()}, but num_classes={classes} asks for one class "
                 "number a row; index it first (StringIndexer), or leave num_classes out"
             )
-        selected.append(column.alias(name))
+        # mapInArrow looks columns up by name again and fails on a dot; the rules keep the true names.
+        selected.append(column.alias(f"c{len(selected)}"))
         rules.append(rule)
     return df.select(*selected), tuple(rules)
 

@@ -31,7 +31,7 @@ class CheckedFrame:
     """A DataFrame whose every row has been looked at.
 
     Attributes:
-        frame: the selected columns.
+        frame: the selected columns, renamed c0, c1, ... in the order of the rules.
         columns: how rows become tensors.
         rules: what was checked.
         lengths: the array length of each uniform column, in the order of the rules.

@@ -12,11 +12,12 @@ from typing import Any
 
 from mizzle.blocks.arena import BridgeArena
 from mizzle.blocks.bridge import BridgeClient
-from mizzle.blocks.connect import Transport, connect_store
+from mizzle.blocks.connect import connect_store
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.notes import prepare_control
 from mizzle.blocks.store import BlockStore
 from mizzle.collectives.communicator import Communicator
+from mizzle.config import Transport
 from mizzle.errors import MizzleError
 
 

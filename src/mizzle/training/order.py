@@ -67,10 +67,10 @@ class EpochOrder:
             shard: 0..V-1.
 
         Returns:
-            (count,) int64; do not write to it.
+            (count,) int64, the caller's own.
         """
         start, stop = self._range(iteration_in_epoch, shard)
-        return self._permutation(epoch, shard)[start:stop]
+        return self._permutation(epoch, shard)[start:stop].copy()
 
     def _range(self, iteration_in_epoch: int, shard: int) -> tuple[int, int]:
         if not 0 <= iteration_in_epoch < self.iterations_per_epoch or not 0 <= shard < self.num_shards:
@@ -92,6 +92,5 @@ class EpochOrder:
             return kept[1]
         stream = np.random.Generator(np.random.Philox(np.random.SeedSequence((self.seed, epoch, shard))))
         permutation = stream.permutation(self.shard_rows(shard)).astype(np.int64, copy=False)
-        permutation.flags.writeable = False
         self._last[shard] = epoch, permutation
         return permutation

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from harness import RUN
 
+from harness import RUN
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Kind
 from mizzle.blocks.memory import MemoryFabric
@@ -37,7 +37,9 @@ def test_messages_are_forgotten_once_all_their_readers_have_closed() -> None:
     fabric = MemoryFabric(3)
     stores = [fabric.store(rank, run=RUN) for rank in range(3)]
     stores[0].put(BLOCK, None, meta=b"", dtype=DType.RAW, to=[1, 2])
-    assert [(store.close(), fabric.num_blocks())[1] for store in stores] == [1, 1, 0]
+    for store, left in zip(stores, [1, 1, 0], strict=True):
+        store.close()
+        assert fabric.num_blocks() == left
 
 
 def test_runs_in_one_fabric_do_not_meet() -> None:

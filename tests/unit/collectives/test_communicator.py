@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import cycle, islice
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from harness import memory_stores, outcomes, run_ranks
 
+from harness import memory_stores, outcomes, run_ranks
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId, DType, Kind
 from mizzle.blocks.store import BlockStore, Fetched, Pending, Region, Span
@@ -89,19 +91,27 @@ def test_eight_ranks_and_any_length(num_elements: int) -> None:
     assert found[0].tolist() == [36] * num_elements
 
 
+def reduced(array: Array, store: BlockStore) -> Array:
+    return Communicator(store).all_reduce(array)
+
+
 def test_kind_shape_and_layout_come_back(subtests: pytest.Subtests) -> None:
     arrays: list[Array] = [
-        np.float32(2), np.ones((), np.float64), np.ones((2, 3, 4), np.float16)[:, ::-1], np.ones((0, 3), np.int32),
-        torch.ones(3, 4, dtype=torch.bfloat16).T, torch.tensor(1.0, requires_grad=True), np.asfortranarray(np.ones((5, 2))),
+        np.asarray(np.float32(2)), np.ones((), np.float64), np.ones((2, 3, 4), np.float16)[:, ::-1],
+        np.ones((0, 3), np.int32),
+        torch.ones(3, 4, dtype=torch.bfloat16).T,
+        torch.tensor(1.0, requires_grad=True),
+        np.asfortranarray(np.ones((5, 2))),
     ]  # fmt: skip
     read_only = np.ones(3)
     read_only.flags.writeable = False
     for array in [*arrays, read_only]:
         with subtests.test(repr(array)):
-            [found, _] = run_ranks(2, lambda store, array=array: Communicator(store).all_reduce(array))
+            [found, _] = run_ranks(2, partial(reduced, array))
             assert isinstance(found, torch.Tensor) == isinstance(array, torch.Tensor)
             assert (tuple(found.shape), found.dtype) == (tuple(array.shape), array.dtype)
-            expected = torch.as_tensor(array if isinstance(array, torch.Tensor) else array.copy()).double() * 2
+            plain = array if isinstance(array, torch.Tensor) else torch.from_numpy(array.copy())
+            expected = plain.double() * 2
             assert torch.equal(torch.as_tensor(found).double(), expected)
 
 
@@ -122,7 +132,7 @@ def test_the_result_and_the_argument_belong_to_the_caller() -> None:
 
 @pytest.mark.parametrize("size", [1, 2, 5])
 def test_reduce_scatter_gives_each_rank_its_slice_of_the_flat_sum(size: int) -> None:
-    def rank(store: BlockStore) -> list[tuple[list[float], int, int]]:
+    def rank(store: BlockStore) -> list[tuple[list[Any], int, int]]:
         found = []
         for alignment in (1, 4, 1024):
             piece, where = Communicator(memory_ranks[alignment][store.rank]).reduce_scatter(
@@ -236,7 +246,7 @@ def test_shards_held_twice_by_nobody_or_unlike_are_refused() -> None:
         (torch.ones(3).to_sparse(), {}, "to_dense"),
     ],
 )
-def test_an_argument_that_cannot_be_names_the_remedy(array: Array, arguments: dict[str, str], remedy: str) -> None:
+def test_an_argument_that_cannot_be_names_the_remedy(array: Any, arguments: dict[str, Any], remedy: str) -> None:
     [store] = memory_stores(1)
     with pytest.raises(ConfigError, match=remedy):
         Communicator(store).all_reduce(array, **arguments)

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from harness import memory_stores, run_ranks
 
+from harness import memory_stores, run_ranks
 from mizzle.blocks.store import BlockStore
 from mizzle.collectives import Exchange, ExchangeLayout, Node, Wire
 from mizzle.collectives.combine import TreeCombiner

@@ -8,8 +8,8 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from harness import memory_stores, outcomes
 
+from harness import memory_stores, outcomes
 from mizzle.blocks.memory import MemoryStore
 from mizzle.blocks.store import BlockStore
 from mizzle.collectives import Communicator, Exchange, ExchangeLayout, Node, Wire
@@ -20,9 +20,15 @@ from mizzle.errors import CollectiveMismatch, CollectiveTimeout, ConfigError, Pe
 Call = Callable[[Communicator], object]
 ONES = np.ones(6, np.float32)
 
+
+def in_turn(*calls: Callable[[], object]) -> None:
+    for call in calls:
+        call()
+
+
 MISMATCHES: dict[str, tuple[Call, Call, str, str]] = {
-    "shape": (lambda c: c.all_reduce(ONES), lambda c: c.all_reduce(np.ones((2, 3), np.float32)), "shape=6", "shape=2x3"),
-    "longer": (lambda c: c.all_reduce(ONES), lambda c: c.all_reduce(np.ones(9000, np.float32)), "shape=6", "shape=9000"),
+    "shape": (lambda c: c.all_reduce(ONES), lambda c: c.all_reduce(ONES.reshape(2, 3)), "shape=6", "shape=2x3"),
+    "longer": (lambda c: c.all_reduce(ONES), lambda c: c.all_reduce(np.tile(ONES, 999)), "shape=6", "shape=5994"),
     "dtype": (
         lambda c: c.all_reduce(ONES), lambda c: c.all_reduce(ONES.astype(np.int32)), "dtype=float32", "dtype=int32",
     ),
@@ -32,7 +38,7 @@ MISMATCHES: dict[str, tuple[Call, Call, str, str]] = {
     "root": (lambda c: c.broadcast(ONES, 0), lambda c: c.broadcast(ONES, 2), "root=0", "root=2"),
     "receiver": (lambda c: c.broadcast(ONES, 0), lambda c: c.broadcast(np.ones(7), 0), "shape=6", "shape=7"),
     "rows": (lambda c: c.all_gather(np.ones((2, 3))), lambda c: c.all_gather(np.ones((2, 4))), "row=3", "row=4"),
-    "dims": (lambda c: c.all_gather(np.ones(2)), lambda c: c.all_gather(np.float64(2)), "dims=1", "dims=0"),
+    "dims": (lambda c: c.all_gather(np.ones(2)), lambda c: c.all_gather(np.array(2.0)), "dims=1", "dims=0"),
     "alignment": (
         lambda c: c.reduce_scatter(ONES, alignment=2), lambda c: c.reduce_scatter(ONES, alignment=3), "alignment=2",
         "alignment=3",
@@ -42,7 +48,7 @@ MISMATCHES: dict[str, tuple[Call, Call, str, str]] = {
         "shards=4",
     ),
     "order": (
-        lambda c: (c.barrier(), c.all_reduce(ONES), c.barrier()), lambda c: (c.barrier(), c.barrier(), c.all_reduce(ONES)),
+        lambda c: in_turn(c.barrier, lambda: c.all_reduce(ONES)), lambda c: in_turn(c.barrier, c.barrier),
         "all_reduce op=sum", "barrier",
     ),
 }  # fmt: skip

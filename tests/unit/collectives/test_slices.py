@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +20,7 @@ def test_slices_cover_never_overlap_and_are_balanced_to_one_unit(
     assert len(cut) == num_ranks
     assert cut[0].start == 0
     assert cut[-1].stop == num_elements
-    assert all(a.stop == b.start and len(a) >= 0 for a, b in zip(cut, cut[1:], strict=False))
+    assert all(a.stop == b.start and len(a) >= 0 for a, b in pairwise(cut))
     assert all(piece.start % alignment == 0 or piece.start == num_elements for piece in cut)
     units = [-(-len(piece) // alignment) for piece in cut]
     assert max(units) - min(units) <= 1

@@ -130,5 +130,5 @@ def test_a_cover_refuses_shards_that_are_not(shards: list[int]) -> None:
 
 
 def test_an_unknown_operation_is_refused_by_name() -> None:
-    with pytest.raises(ConfigError, match="'product'.*'sum'"):
+    with pytest.raises(ConfigError, match=r"'product'.*'sum'"):
         TreeCombiner(1, op="product")

@@ -34,7 +34,9 @@ def rows_from(start: int, count: int) -> pa.RecordBatch:
 
 def write(path: Path, counts: dict[tuple[int, int], int], order: list[tuple[int, int]] | None = None) -> Path:
     """A shard of batches of these sizes, numbered in key order, written in ``order``."""
-    starts = dict(zip(sorted(counts), itertools.accumulate((counts[k] for k in sorted(counts)), initial=0), strict=False))
+    starts = dict(
+        zip(sorted(counts), itertools.accumulate((counts[k] for k in sorted(counts)), initial=0), strict=False)
+    )
     with ShardWriter(path, SCHEMA) as writer:
         for key in order or list(counts):
             writer.write(rows_from(starts[key], counts[key]), partition=key[0], chunk=key[1])

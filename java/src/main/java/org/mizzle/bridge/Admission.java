@@ -35,10 +35,14 @@ final class Admission {
     int wanted = frame.body.getInt();
     long deadlineMs = Integer.toUnsignedLong(frame.body.getInt());
     String control = frame.string();
+    List<Integer> preferred = Join.ranks(frame);
+    if (arena.rank() >= 0) {
+      preferred.add(0, arena.rank());
+    }
     deadlineNs = System.nanoTime() + deadlineMs * 1_000_000;
     member = new Member(arena.run, generation, size, RANDOM.nextLong(), onLoss);
     bridge.runs().register(member);
-    request = new Join(arena.run, generation, group, size, wanted, arena.rank(), member.nonce,
+    request = new Join(arena.run, generation, group, size, wanted, preferred, member.nonce,
         bridge.blocks().executorId(), bridge.blocks().host(), bridge.blocks().port(),
         bridge.identity(), control);
   }

@@ -1,14 +1,16 @@
 package org.mizzle.bridge;
 
 import java.nio.ByteBuffer;
+import java.util.ArrayList;
 import java.util.List;
 
 /**
  * What a rank tells the driver to be admitted, and how it travels inside Spark's plugin RPC: plain
  * bytes, so that no class of ours is ever deserialized.
  */
-record Join(String run, int generation, long group, int size, int wanted, int held, long nonce,
-    String executorId, String host, int port, String hostId, String control) {
+record Join(String run, int generation, long group, int size, int wanted,
+    List<Integer> preferred, long nonce, String executorId, String host, int port, String hostId,
+    String control) {
 
   /** Answers of the driver. */
   static final int PENDING = 0;
@@ -16,17 +18,29 @@ record Join(String run, int generation, long group, int size, int wanted, int he
   static final int REFUSED = 2;
 
   byte[] encode() {
-    return new Frame.Builder().string(run).u32(generation).u64(group).u16(size).u32(wanted)
-        .u32(held).u64(nonce).string(executorId).string(host).u16(port).string(hostId)
+    Frame.Builder out = new Frame.Builder().string(run).u32(generation).u64(group).u16(size)
+        .u32(wanted).u16(preferred.size());
+    preferred.forEach(out::u16);
+    return out.u64(nonce).string(executorId).string(host).u16(port).string(hostId)
         .string(control).body();
   }
 
   static Join decode(ByteBuffer bytes) {
     Frame in = new Frame(0, 0, bytes);
     return new Join(in.string(), in.body.getInt(), in.body.getLong(),
-        Short.toUnsignedInt(in.body.getShort()), in.body.getInt(), in.body.getInt(),
+        Short.toUnsignedInt(in.body.getShort()), in.body.getInt(), ranks(in),
         in.body.getLong(), in.string(), in.string(), Short.toUnsignedInt(in.body.getShort()),
         in.string(), in.string());
+  }
+
+  /** A list of ranks: u16 count, u16 each. */
+  static List<Integer> ranks(Frame in) {
+    List<Integer> ranks = new ArrayList<>();
+    int count = Short.toUnsignedInt(in.body.getShort());
+    for (int i = 0; i < count; i++) {
+      ranks.add(Short.toUnsignedInt(in.body.getShort()));
+    }
+    return ranks;
   }
 
   /** The peer table for the member at {@code rank}; entry i is rank i. */

@@ -13,7 +13,7 @@ import java.util.function.LongSupplier;
 
 /**
  * The driver's side of admission: collects the N ranks of a group, gives each its rank (the one it
- * asks for, else the one whose state its executor holds) and all the same peer table. One table per
+ * asks for, else the first free one it prefers) and all the same peer table. One table per
  * (run, generation, group); whoever comes later is refused. Pure: time comes from outside.
  */
 final class Rendezvous {
@@ -91,17 +91,18 @@ final class Rendezvous {
         rest.add(member);
       }
     }
-    List<Join> others = new ArrayList<>();
-    for (Join member : rest) {
-      if (!place(byRank, member.held(), member)) {
-        others.add(member);
-      }
+    // First choices before second ones: a rank returns to the memory that holds its state.
+    int most = rest.stream().mapToInt(member -> member.preferred().size()).max().orElse(0);
+    for (int choice = 0; choice < most; choice++) {
+      int nth = choice;
+      rest.removeIf(member -> nth < member.preferred().size()
+          && place(byRank, member.preferred().get(nth), member));
     }
     // Neighbours in rank share an executor and a host where they can: sums stay local.
-    others.sort(Comparator.comparing(Join::hostId).thenComparing(Join::executorId)
+    rest.sort(Comparator.comparing(Join::hostId).thenComparing(Join::executorId)
         .thenComparing(Join::nonce));
     int next = 0;
-    for (Join member : others) {
+    for (Join member : rest) {
       while (byRank[next] != null) {
         next++;
       }

@@ -1,0 +1,33 @@
+"""Tasks that Spark starts where their rank's state lies, if a slot is free there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pyspark import RDD, SparkContext
+from pyspark.serializers import CPickleSerializer
+
+
+def placed(context: SparkContext, locations: Sequence[tuple[str, str]]) -> RDD[int]:
+    """An RDD of one number a partition, each partition preferring an executor.
+
+    PySpark has no public way to say where a partition should run; Spark's own ``makeRDD`` does. It is a wish: a busy
+    executor is not waited for (``spark.locality.wait`` is 0).
+
+    Args:
+        context: the driver's Spark context.
+        locations: for each partition the host and the executor id.
+    """
+    jvm: Any = context._jvm  # noqa: SLF001 - see above
+    scala: Any = context._jsc.sc()  # noqa: SLF001 - see above
+    serializer = CPickleSerializer()
+    wishes = jvm.java.util.ArrayList()
+    for partition, (host, executor_id) in enumerate(locations):
+        wish = jvm.java.util.ArrayList()
+        wish.add(f"executor_{host}_{executor_id}")
+        pickled = bytearray(serializer.dumps(partition))  # type: ignore[no-untyped-call]
+        wishes.add(jvm.scala.Tuple2(pickled, jvm.PythonUtils.toSeq(wish)))
+    any_class = jvm.scala.reflect.ClassTag.AnyRef()
+    made = scala.makeRDD(jvm.PythonUtils.toSeq(wishes), any_class)
+    return RDD(made.toJavaRDD(), context, serializer)

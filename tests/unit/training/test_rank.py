@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from harness import run_ranks
+from mizzle.collectives.exchange import Exchange, ExchangeLayout
+from mizzle.collectives.wire import Wire
+from mizzle.errors import ConfigError, DataError, ModelError
+from mizzle.training.flat import FlatParameters
+from mizzle.training.rank import RankTrainer
+from unit.training.runs import PLACEMENTS, Mlp, Training, digits, train
+
+
+def sgd(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.1)
+
+
+def trainer_with(training: Training, *, elements: int | None = None, **changed: Any) -> RankTrainer:
+    model = training.fresh_model()
+    spec = training.spec(model)
+    num_elements = elements or FlatParameters(model, spec.groups).num_elements
+
+    def rank_main(store: Any) -> RankTrainer:
+        layout = ExchangeLayout(num_elements, 4, PLACEMENTS[1])
+        exchange = Exchange(store, layout, wire=Wire.FP32, timeout_s=5.0)
+        shards = changed.pop("shards", dict(enumerate(training.shards())))
+        return RankTrainer(spec, model, exchange, shards, **changed)
+
+    return run_ranks(1, rank_main)[0]
+
+
+def test_an_exchange_for_another_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="exchange is for 7 elements"):
+        trainer_with(Training(Mlp, digits(), sgd), elements=7)
+
+
+def test_shards_of_another_rank_or_length_are_refused() -> None:
+    training = Training(Mlp, digits(), sgd)
+    shards = dict(enumerate(training.shards()))
+    with pytest.raises(ConfigError, match=r"holds shards \[0, 1, 2, 3\], but was given \[0, 1\]"):
+        trainer_with(training, shards={0: shards[0], 1: shards[1]})
+    with pytest.raises(DataError, match="shard 3 has 23 rows, not 22 of 90"):
+        trainer_with(training, shards={**shards, 3: shards[0]})
+
+
+def test_a_state_of_another_model_or_slice_is_refused() -> None:
+    training = Training(Mlp, digits(), sgd)
+    halves = train(training, PLACEMENTS[2], training.plans(1))
+    with pytest.raises(ConfigError, match="the state holds elements 0"):
+        trainer_with(training, state=halves[0].state)
+
+
+def test_a_started_trainer_holds_the_models_own_weights() -> None:
+    training = Training(lambda: Mlp(norm=True), digits(), sgd)
+    expected = training.fresh_model().state_dict()
+    found = trainer_with(training).model_state()
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def no_mean(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(output, target, reduction="none")
+
+
+def test_a_loss_that_is_no_scalar_surfaces_from_the_run() -> None:
+    training = Training(Mlp, digits(), sgd, loss=no_mean)
+    with pytest.raises(ModelError, match=r"shape \(5,\): reduce it to a scalar"):
+        train(training, PLACEMENTS[4], training.plans(1))
+
+
+def test_metrics_say_rows_and_where_the_time_went() -> None:
+    training = Training(Mlp, digits(90), sgd, batch_size=40)
+    metrics = train(training, PLACEMENTS[2], training.plans(4))[0].metrics
+    assert [one.rows for one in metrics] == [40, 40, 10, 40]
+    assert [one.iteration for one in metrics] == [0, 1, 2, 3]
+    assert all(min(one.compute_s, one.exchange_s, one.update_s) > 0 for one in metrics)
