@@ -1,0 +1,53 @@
+"""mizzle: data-parallel PyTorch on an unmodified Apache Spark, from Python. This is the front door.
+
+Names are loaded when they are first used: executors and the command line do not wait for what they do not need.
+Nothing inside the house imports this module.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mizzle import models as models
+    from mizzle.config import RunConfig as RunConfig
+    from mizzle.spark.all_reduce import all_reduce as all_reduce
+    from mizzle.spark.groups import run_group as run_group
+    from mizzle.spark.session import session as session
+    from mizzle.spark.session import spark_conf as spark_conf
+    from mizzle.spark.trainer import Trainer as Trainer
+    from mizzle.spark.trainer import TrainingResult as TrainingResult
+    from mizzle.spark.worker import RankContext as RankContext
+    from mizzle.training.clipping import ClipByNorm as ClipByNorm
+    from mizzle.training.clipping import ClipByValue as ClipByValue
+
+_HOMES = {
+    "ClipByNorm": "mizzle.training.clipping",
+    "ClipByValue": "mizzle.training.clipping",
+    "RankContext": "mizzle.spark.worker",
+    "RunConfig": "mizzle.config",
+    "Trainer": "mizzle.spark.trainer",
+    "TrainingResult": "mizzle.spark.trainer",
+    "all_reduce": "mizzle.spark.all_reduce",
+    "run_group": "mizzle.spark.groups",
+    "session": "mizzle.spark.session",
+    "spark_conf": "mizzle.spark.session",
+}
+_ROOMS = ("errors", "models")
+
+__all__ = [*sorted(_HOMES), *_ROOMS]  # noqa: PLE0604 - all of them are strings
+
+
+def __getattr__(name: str) -> object:
+    """Fetch a public name from the room it lives in."""
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    if name in _ROOMS:
+        return importlib.import_module(f"mizzle.{name}")
+    raise AttributeError(f"module 'mizzle' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

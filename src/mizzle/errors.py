@@ -58,6 +58,10 @@ class Fenced(Recoverable):
     """This generation was superseded: a newer one has started. The caller must stop, its results are not wanted."""
 
 
+class Misplaced(Recoverable):
+    """A rank was started where neither its state nor its data are. Nothing was done; the group is started again."""
+
+
 class BlockExists(MizzleError):
     """A block of this name was put before: blocks are immutable and names are never used twice."""
 

@@ -1,4 +1,4 @@
-"""From a membership to a store: which peers share this host's memory, and which are reached through the BlockManager."""
+"""From a membership to a store: which peers share this host's memory, which are reached through the BlockManager."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from mizzle.config import Transport
 from mizzle.errors import ArenaError, ConfigError
 
 _log = logging.getLogger(__name__)
+
 
 def connect_store(
     client: BridgeClient, arena: BridgeArena, membership: Membership, *, transport: Transport, timeout_s: float

@@ -58,7 +58,7 @@ class Writer:
 
     def append(self, other: Writer) -> Writer:
         """What another writer holds."""
-        self._parts += other._parts  # noqa: SLF001 - the same class
+        self._parts += other._parts
         return self
 
     def text(self, text: str) -> Writer:

@@ -134,4 +134,3 @@ class Control:
             return None
         length = int.from_bytes(self._buffer[_REASON_AT : _REASON_AT + 4], "little")
         return bytes(self._buffer[_REASON_AT + 4 : _REASON_AT + 4 + length]).decode(errors="replace")
-

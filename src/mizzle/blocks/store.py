@@ -92,9 +92,7 @@ class BlockStore(Protocol):
         """
         ...
 
-    def put(
-        self, block: BlockId, payload: Span | None, *, meta: bytes, dtype: DType, to: Sequence[int]
-    ) -> None:
+    def put(self, block: BlockId, payload: Span | None, *, meta: bytes, dtype: DType, to: Sequence[int]) -> None:
         """Publish immutable bytes and tell the ranks in ``to``. The memory must not change until `drop`.
 
         Between one pair of ranks, puts are seen in the order in which they were made.

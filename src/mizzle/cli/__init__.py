@@ -1,0 +1,1 @@
+"""The command `mizzle`: one command a file."""

@@ -113,9 +113,12 @@ class _Fold:
             raise CollectiveMismatch(
                 f"partition {partition} of the RDD has an array of {_describe(first)} and one of {_describe(array)}"
             )
-        if self.op == "mean" and not (array.dtype.is_floating_point if isinstance(array, torch.Tensor)
-                                      else np.issubdtype(array.dtype, np.floating)):  # fmt: skip
+        if self.op == "mean" and not _is_floating(array):
             raise ConfigError(f"the mean of {array.dtype} is no {array.dtype}: convert the arrays to float32 first")
+
+
+def _is_floating(array: Any) -> bool:  # noqa: ANN401 - numpy or torch
+    return bool(array.dtype.kind == "f" if isinstance(array, np.ndarray) else array.dtype.is_floating_point)
 
 
 def _widen(array: Any) -> Any:  # noqa: ANN401 - numpy or torch

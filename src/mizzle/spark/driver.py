@@ -47,6 +47,11 @@ class DriverSide:
         lines = [str(line) for line in self._side.bridges()]
         return dict(line.split("\t", 1) for line in lines)
 
+    def hosts(self) -> dict[str, str]:
+        """Spark's name of the host of every executor, by executor id."""
+        return {executor: dict(part.split("=", 1) for part in told.split())["host"]
+                for executor, told in self.bridges().items()}  # fmt: skip
+
     def messages(self) -> int:
         """How many questions the bridges have asked the driver so far."""
         return int(self._side.messages())
@@ -56,6 +61,12 @@ def task_slots(context: SparkContext) -> int:
     """How many tasks can run at once now."""
     spark: Any = context._jsc.sc()  # noqa: SLF001 - the same number that barrier jobs are checked against
     return int(spark.maxNumConcurrentTasks(spark.resourceProfileManager().defaultResourceProfile()))
+
+
+def default_ranks(context: SparkContext, driver: DriverSide) -> int:
+    """One rank per executor; embedded Spark has only one executor, so there it is one per slot."""
+    slots = task_slots(context)
+    return slots if str(context.master).startswith("local[") else max(1, min(slots, len(driver.bridges())))
 
 
 def await_slots(context: SparkContext, num_ranks: int, deadline: Deadline) -> None:

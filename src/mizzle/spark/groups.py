@@ -71,7 +71,7 @@ def check_shippable(thing: object, what: str) -> None:
         ModelError: names it and the reason.
     """
     try:
-        cloudpickle.dumps(thing)
+        cloudpickle.dumps(thing)  # type: ignore[no-untyped-call]
     except Exception as error:
         # Pickling calls code of any object inside, so anything may be raised.
         raise ModelError(

@@ -33,7 +33,8 @@ class GroupJob:
         transport: how ranks reach each other.
         timeout_s: deadline in seconds of each collective, and of the ranks' coming together.
         ranks_by_task: whether task i must be rank i; else a rank goes where its state is.
-        body: what each rank does; importable on the executors.
+        body: what each rank does; importable on the executors. It may have a method ``preferred()``, which tells the
+            ranks whose data is near the executor it is called on.
     """
 
     run: str
@@ -120,6 +121,7 @@ def run_rank(job: GroupJob, task: int, rows: Iterable[Any]) -> Iterable[Outcome]
                 group=job.group,
                 size=job.size,
                 wanted=task if job.ranks_by_task else -1,
+                preferred=getattr(job.body, "preferred", list)(),
                 control=control.path,
                 deadline=deadline,
             )

@@ -6,7 +6,7 @@ All of it is frozen and travels by pickle from driver to ranks; nothing here com
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -80,6 +80,10 @@ class TrainingSpec:
             raise ConfigError(f"seed is {self.seed}; give 0 or more")
         if self.not_finite not in {"raise", "skip"}:
             raise ConfigError(f"not_finite is {self.not_finite!r}; give 'raise' or 'skip'")
+
+    def on(self, num_rows: int, num_shards: int) -> TrainingSpec:
+        """The same training on that data."""
+        return replace(self, num_rows=num_rows, num_shards=num_shards)
 
 
 @dataclass(frozen=True, slots=True)
