@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from pyspark.sql import SparkSession
+
+    from contract.stores import LocalBridge
 
 _LOG4J = """\
 rootLogger.level = warn
@@ -30,27 +33,45 @@ def pytest_configure(config: pytest.Config) -> None:
 
 @pytest.fixture(scope="session")
 def spark_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSession]:
-    """One ``local[2]`` session for all tests that need Spark, but neither peers nor the bridge. Its log is a file."""
-    from pyspark.sql import SparkSession
+    """The one ``local[4]`` session of the process, with mizzle's plugin. Its log is a file.
+
+    A process has one SparkContext at most, so whoever needs another master (``local-cluster``) starts a process.
+    """
+    from mizzle.spark.session import session
 
     home = tmp_path_factory.mktemp("spark")
     logging = home / "log4j2.properties"
     logging.write_text(_LOG4J.format(path=home / "spark.log"))
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("PYSPARK_PYTHON", sys.executable)  # without it workers run whichever python3 is on PATH
-        session = (
-            SparkSession.builder.master("local[2]")
-            .appName("mizzle tests")
-            .config("spark.driver.extraJavaOptions", f"-Dlog4j2.configurationFile={logging.as_uri()}")
-            .config("spark.ui.enabled", "false")
-            .config("spark.ui.showConsoleProgress", "false")
-            .config("spark.driver.bindAddress", "127.0.0.1")
-            .config("spark.driver.host", "127.0.0.1")
-            .config("spark.local.dir", str(home / "local"))
-            .config("spark.sql.warehouse.dir", str(home / "warehouse"))
-            .config("spark.sql.shuffle.partitions", "4")
-            .config("spark.default.parallelism", "2")
-            .getOrCreate()
+        spark = session(
+            "local[4]",  # slots may exceed the CPUs
+            app_name="mizzle tests",
+            conf={
+                "spark.driver.extraJavaOptions": f"-Dlog4j2.configurationFile={logging.as_uri()}",
+                "spark.ui.enabled": "false",
+                "spark.ui.showConsoleProgress": "false",
+                "spark.driver.bindAddress": "127.0.0.1",
+                "spark.driver.host": "127.0.0.1",
+                "spark.local.dir": str(home / "local"),
+                "spark.sql.warehouse.dir": str(home / "warehouse"),
+                "spark.sql.shuffle.partitions": "4",
+                "spark.default.parallelism": "2",
+                "spark.mizzle.leasePeriod": "50ms",  # so that the end of a run is seen soon
+            },
         )
-        yield session
-        session.stop()
+        yield spark
+        spark.stop()
+
+
+@pytest.fixture(scope="session")
+def local_bridge(spark_local: SparkSession) -> LocalBridge:
+    """The bridge of that session: its executor is the driver's JVM, and this process may connect to it."""
+    from contract.stores import LocalBridge
+    from mizzle.blocks.bridge import find_bridge
+    from mizzle.spark.driver import DriverSide
+
+    context = spark_local.sparkContext
+    (directory,) = Path(context.getConf().get("spark.local.dir") or "").glob("blockmgr-*")
+    path, token = find_bridge(str(directory))
+    return LocalBridge(path, token, DriverSide(context))

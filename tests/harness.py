@@ -23,6 +23,17 @@ DEADLINE_S = 60.0
 T = TypeVar("T")
 
 
+def eventually(condition: Callable[[], bool], *, within_s: float) -> bool:
+    """Look again and again until the condition holds; whether it came to hold in time."""
+    deadline = Deadline.after(within_s)
+    pause = threading.Event()
+    while not condition():
+        if deadline.passed:
+            return False
+        pause.wait(0.005)
+    return True
+
+
 def memory_stores(size: int, *, generation: int = 0, in_place: bool = False) -> list[BlockStore]:
     """One store a rank over a fabric of their own."""
     fabric = MemoryFabric(size, in_place=in_place)

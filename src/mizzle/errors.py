@@ -41,6 +41,10 @@ class PeerLost(Recoverable):
         self.rank = rank
         self.why = why
 
+    def __reduce__(self) -> tuple[type[PeerLost], tuple[int, str]]:
+        """Pickle by what it was made from, not by its message."""
+        return PeerLost, (self.rank, self.why)
+
 
 class CollectiveTimeout(Recoverable):
     """A wait passed its deadline. Look at the named peer first; raise ``timeout`` only if it is merely slow."""

@@ -249,6 +249,7 @@ def test_nothing_is_left_after_drop(open_ranks: Open) -> None:
     a, b = ranks.stores
     for op in range(3):
         a.put(name(0, op=op), filled(a, f"out{op}", b"payload"), meta=b"", dtype=DType.RAW, to=[1])
+    for op in range(2):
         fetch(b, name(0, op=op))
     a.drop(7, 2)
     assert bytes(fetch(b, name(0, op=2)).payload) == b"payload"

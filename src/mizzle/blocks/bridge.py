@@ -13,7 +13,7 @@ from pathlib import Path
 
 from mizzle.blocks.arena import BridgeArena, open_region
 from mizzle.blocks.deadline import Deadline
-from mizzle.blocks.frames import ANSWER, ERROR, PREFIX, PROTOCOL_VERSION, Reader, Request, Writer
+from mizzle.blocks.frames import ANSWER, ERROR, MAX_FRAME_BYTES, PREFIX, PROTOCOL_VERSION, Reader, Request, Writer
 from mizzle.errors import (
     ArenaError,
     BlockExists,
@@ -39,8 +39,10 @@ _ERRORS: dict[int, Callable[[str], MizzleError]] = {
 _PEER_LOST = 2
 _SILENT = 1 << 31
 """Bit of the tags of requests that are answered only when they fail."""
-_GRACE_S = 2.0
+_GRACE_S = 1.0
 """How long after a deadline the bridge may still say so itself, before the worker gives the bridge up."""
+_LEAST_S = 0.0005
+_CHUNK_BYTES = 1 << 16
 
 CARD = "mizzle.bridge"
 """Name of the file in the executor's local directory that tells socket and token."""
@@ -109,7 +111,8 @@ class BridgeClient:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._tag = 0
         self._answers: dict[int, tuple[int, bytes]] = {}
-        self._socket.settimeout(deadline.remaining_s())
+        self._received = bytearray()
+        self._socket.settimeout(max(_LEAST_S, deadline.remaining_s()))
         try:
             self._socket.connect(path)
         except OSError as error:
@@ -150,36 +153,60 @@ class BridgeClient:
             MizzleError: the bridge's error, mapped to its class; also that of an earlier silent request.
             CollectiveTimeout: the bridge itself did not answer.
         """
-        while tag not in self._answers:
-            self._read(deadline)
+        if not self.has_answer(tag, Deadline(deadline.at_s + _GRACE_S)):
+            raise CollectiveTimeout("the bridge does not answer: its executor hangs or is overloaded")
         kind, body = self._answers.pop(tag)
         if kind == ERROR:
             raise _error(Reader(body))
         return Reader(body)
 
-    def _read(self, deadline: Deadline) -> None:
-        length, kind, tag = PREFIX.unpack(self._receive(PREFIX.size, deadline))
-        body = self._receive(length - 5, deadline)
+    def has_answer(self, tag: int, deadline: Deadline) -> bool:
+        """Wait until the answer with that tag is here; whether it is.
+
+        Raises:
+            MizzleError: an earlier silent request failed, or the bridge is gone.
+        """
+        while tag not in self._answers:
+            if not self._read(deadline):
+                return False
+        return True
+
+    def _read(self, deadline: Deadline) -> bool:
+        """Take in one frame; false if the deadline came first. What has come of a frame is kept."""
+        if not self._fill(PREFIX.size, deadline):
+            return False
+        length, kind, tag = PREFIX.unpack_from(self._received)
+        if not PREFIX.size - 4 <= length <= MAX_FRAME_BYTES:
+            raise BridgeError(f"the bridge sent a frame of {length} bytes")
+        if not self._fill(4 + length, deadline):
+            return False
+        body = bytes(self._received[PREFIX.size : 4 + length])
+        del self._received[: 4 + length]
         if tag & _SILENT:
             raise _error(Reader(body))
         if kind != ERROR and not kind & ANSWER:
             raise BridgeError(f"the bridge sent a frame of type {kind}")
         self._answers[tag] = (kind, body)
+        return True
 
-    def _receive(self, count: int, deadline: Deadline) -> bytes:
-        parts = bytearray()
-        while len(parts) < count:
-            self._socket.settimeout(deadline.remaining_s() + _GRACE_S)
+    def _fill(self, count: int, deadline: Deadline) -> bool:
+        while len(self._received) < count:
+            # Zero would mean not to wait at all, and then what is there already might not be seen.
+            self._socket.settimeout(max(_LEAST_S, deadline.remaining_s()))
             try:
-                part = self._socket.recv(count - len(parts))
-            except TimeoutError as error:
-                raise CollectiveTimeout("the bridge does not answer: its executor hangs or is overloaded") from error
+                part = self._socket.recv(_CHUNK_BYTES)
+            except TimeoutError:
+                return False
             except OSError as error:
                 raise BridgeError(f"the connection to the bridge broke: {error}") from error
             if not part:
                 raise BridgeError("the bridge closed the connection: its executor is ending")
-            parts += part
-        return bytes(parts)
+            self._received += part
+        return True
+
+    def cancel(self, tag: int) -> None:
+        """Have a fetch answered at once, if it was not; afterwards its memory is not written to any more."""
+        self.send(Request.CANCEL, Writer().number("I", tag), Deadline.after(_GRACE_S), silent=True)
 
     def claim(self, run: str, preferred_rank: int, deadline: Deadline) -> tuple[int, bytes, BridgeArena]:
         """Hold an arena of the run: (the rank it served or -1, its label, the arena)."""

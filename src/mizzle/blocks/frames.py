@@ -33,6 +33,7 @@ class Request(IntEnum):
     LABEL = 11
     COUNTERS = 12
     COUNT_BLOCKS = 13
+    CANCEL = 14
 
 
 class Writer:

@@ -1,6 +1,6 @@
 """Control regions: where a rank notes, for each peer, what it has put and where the bytes lie.
 
-A region has one writer, its rank (its bridge writes one word of it, `LOST_AT`). It holds: a few words, the reason of
+A region has one writer, its rank (its bridge writes two words of it, `FENCED_AT` and `LOST_AT`, and why a peer was lost). It holds: a few words, the reason of
 an abort, for each reader a counter of notes and a counter of how many of the reader's own notes were read, `SLOTS`
 notes for each reader, used in turn, and a ring of the metas that are too long for a note.
 """
@@ -15,13 +15,16 @@ import numpy as np
 from mizzle.blocks.arena import Arena, MappedRegion
 from mizzle.blocks.futex import Words
 from mizzle.blocks.ids import HEADER_BYTES, MAX_META_BYTES, Header
+from mizzle.errors import PeerLost
 
 CONTROL = "control"
-FENCE_AT, LOST_AT, GAVE_UP_AT = 0, 8, 12
-"""Words: the lowest generation served; rank + 1 of a peer that the bridge saw die; 1 when this rank gave up."""
+FENCE_AT, FENCED_AT, LOST_AT, GAVE_UP_AT = 0, 4, 8, 12
+"""Words: the lowest generation that this rank serves; the same as its bridge has it; rank + 1 of a peer that the bridge
+saw die; 1 when this rank gave up."""
 SLOTS = 64
 _REASON_AT, _REASON_BYTES = 64, 1024
-_COUNTERS_AT = _REASON_AT + _REASON_BYTES
+_LOST_REASON_AT = _REASON_AT + _REASON_BYTES
+_COUNTERS_AT = _LOST_REASON_AT + _REASON_BYTES
 _LINE = 64
 _SLOT_BYTES = 1024
 _PLACE = struct.Struct("<H64sQQQQ")
@@ -122,6 +125,10 @@ class Control:
         meta = bytes(self._buffer[start : start + header.meta_bytes])
         return Note(header, Place(path[:length].decode(), inode, size, offset), meta)
 
+    def fence(self) -> int:
+        """The lowest generation served, as this rank or its bridge knows."""
+        return max(self.words.get(FENCE_AT), self.words.get(FENCED_AT))
+
     def give_up(self, why: str) -> None:
         """Leave the reason where the peers look for it."""
         reason = why.encode()[: _REASON_BYTES - 4]
@@ -130,7 +137,13 @@ class Control:
 
     def reason(self) -> str | None:
         """Why this rank gave up, or None."""
-        if not self.words.get(GAVE_UP_AT):
-            return None
-        length = int.from_bytes(self._buffer[_REASON_AT : _REASON_AT + 4], "little")
-        return bytes(self._buffer[_REASON_AT + 4 : _REASON_AT + 4 + length]).decode(errors="replace")
+        return self._text(_REASON_AT) if self.words.get(GAVE_UP_AT) else None
+
+    def lost(self) -> PeerLost | None:
+        """The peer that the bridge saw lost, or None."""
+        lost = self.words.get(LOST_AT)
+        return PeerLost(lost - 1, self._text(_LOST_REASON_AT)) if lost else None
+
+    def _text(self, at: int) -> str:
+        length = min(_REASON_BYTES - 4, int.from_bytes(self._buffer[at : at + 4], "little"))
+        return bytes(self._buffer[at + 4 : at + 4 + length]).decode(errors="replace")

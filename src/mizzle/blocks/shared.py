@@ -15,7 +15,6 @@ from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Header
 from mizzle.blocks.notes import (
     CONTROL,
     FENCE_AT,
-    LOST_AT,
     SLOTS,
     Control,
     Note,
@@ -178,11 +177,13 @@ class SharedStore:
         self._own.give_up(why)
 
     def close(self) -> None:
-        """As `BlockStore.close`."""
+        """As `BlockStore.close`. What was put stays in this rank's memory, for peers that still read it."""
         self._put.clear()
+        for peer in self._peers.values():
+            peer.regions.clear()
 
     def _refuse_fenced(self, block: BlockId) -> None:
-        fence = max(control.words.get(FENCE_AT) for control in self._controls())
+        fence = max(control.fence() for control in self._controls())
         if block.generation < fence:
             raise Fenced(f"generation {block.generation} of run {self.run[:4]} was superseded by generation {fence}")
 
@@ -195,8 +196,7 @@ class SharedStore:
             reason = peer.control.reason()
             if reason is not None:
                 return PeerLost(rank, reason)
-        dead = self._own.words.get(LOST_AT)
-        return PeerLost(dead - 1, "its worker or executor ended") if dead else None
+        return self._own.lost()
 
     def _refuse_lost(self, rank: int) -> None:
         lost = self._lost()

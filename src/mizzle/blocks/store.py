@@ -106,7 +106,7 @@ class BlockStore(Protocol):
     def fetch(self, block: BlockId, into: Span | None) -> Pending:
         """Ask for a peer's block, before or after it is put; ``into`` holds at least its payload.
 
-        Fetches from one source must be made in the order of its puts. ``into`` None accepts no payload.
+        Fetches from one source must be made in the order of its puts, each once. ``into`` None accepts no payload.
         A payload longer than ``into`` raises `CollectiveMismatch` at the wait.
         """
         ...

@@ -13,9 +13,10 @@ from mizzle.blocks.arena import BridgeArena, MappedRegion
 from mizzle.blocks.bridge import BridgeClient, Membership, rank_list
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import Request, Writer
-from mizzle.blocks.ids import BlockId, DType, Header
+from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Header
+from mizzle.blocks.notes import CONTROL, Control, control_bytes
 from mizzle.blocks.store import Fetched, Pending, Span, checked
-from mizzle.errors import BlockExists, ConfigError
+from mizzle.errors import BlockExists, CollectiveTimeout, ConfigError, Fenced
 
 
 def _range(span: Span | None) -> Writer:
@@ -38,8 +39,13 @@ class _Transfer:
     into: Span | None
 
     def wait(self, deadline: Deadline) -> Fetched:
-        """As `Pending.wait`."""
-        answer = self.client.answer(self.tag, deadline)
+        """As `Pending.wait`. At the deadline the bridge is told to stop: afterwards ``into`` is the caller's again."""
+        if not self.client.has_answer(self.tag, deadline):
+            self.client.cancel(self.tag)
+        try:
+            answer = self.client.answer(self.tag, deadline)
+        except CollectiveTimeout as error:
+            raise CollectiveTimeout(f"{self.block} did not come before the deadline") from error
         header = Header.unpack(answer.raw(64))
         meta = answer.blob()
         checked(self.block, header, meta, self.into)
@@ -60,6 +66,8 @@ class TransferStore:
         self._arena = arena
         self._timeout_s = timeout_s
         self._names: set[BlockId] = set()
+        self._dropped_before = (0, 0)
+        self._own = Control(arena.region(CONTROL, control_bytes(self.size)).buffer, self.size)
 
     def region(self, name: str, num_bytes: int) -> MappedRegion:
         """As `BlockStore.region`."""
@@ -67,8 +75,11 @@ class TransferStore:
 
     def put(self, block: BlockId, payload: Span | None, *, meta: bytes, dtype: DType, to: Sequence[int]) -> None:
         """As `BlockStore.put`; what the bridge refuses surfaces at the next wait."""
-        if block in self._names:
-            raise BlockExists(f"{block} was put before")
+        self._refuse_fenced(block)
+        if block in self._names or (block.iteration, block.op) < self._dropped_before:
+            raise BlockExists(f"{block} was put before; names are never used twice")
+        if len(meta) > MAX_META_BYTES:
+            raise ConfigError(f"meta of {len(meta)} bytes is over the limit of {MAX_META_BYTES}: send it as payload")
         self._names.add(block)
         header = Header(block, dtype, len(meta), payload.length if payload else 0)
         body = Writer().raw(header.pack()).blob(meta).append(_range(payload)).append(rank_list(to))
@@ -76,6 +87,7 @@ class TransferStore:
 
     def fetch(self, block: BlockId, into: Span | None) -> Pending:
         """As `BlockStore.fetch`."""
+        self._refuse_fenced(block)
         deadline = Deadline.after(self._timeout_s)
         wanted = Header(block, DType.RAW, 0, 0).pack()
         body = Writer().number("I", deadline.remaining_ms()).raw(wanted).append(_range(into))
@@ -83,7 +95,8 @@ class TransferStore:
 
     def drop(self, iteration: int, op: int) -> None:
         """As `BlockStore.drop`."""
-        self._names = {name for name in self._names if (name.iteration, name.op) >= (iteration, op)}
+        self._dropped_before = max(self._dropped_before, (iteration, op))
+        self._names = {name for name in self._names if (name.iteration, name.op) >= self._dropped_before}
         body = Writer().number("QH", iteration, op)
         self._client.send(Request.DROP, body, Deadline.after(self._timeout_s), silent=True)
 
@@ -99,3 +112,9 @@ class TransferStore:
     def close(self) -> None:
         """Leave the group; the blocks stay until the run's next group or its end, for peers that still read."""
         self._client.leave(Deadline.after(self._timeout_s))
+
+    def _refuse_fenced(self, block: BlockId) -> None:
+        """What the bridge would say at the next wait, now: it notes a fence in this rank's control region."""
+        fence = self._own.fence()
+        if block.generation < fence:
+            raise Fenced(f"generation {block.generation} of run {self.run[:4]} was superseded by generation {fence}")

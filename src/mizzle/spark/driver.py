@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import secrets
 import threading
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from pyspark import SparkContext
+from pyspark.sql import SparkSession
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import BridgeMissing, ConfigError
@@ -63,23 +65,77 @@ def task_slots(context: SparkContext) -> int:
     return int(spark.maxNumConcurrentTasks(spark.resourceProfileManager().defaultResourceProfile()))
 
 
-def default_ranks(context: SparkContext, driver: DriverSide) -> int:
-    """One rank per executor; embedded Spark has only one executor, so there it is one per slot."""
-    slots = task_slots(context)
-    return slots if str(context.master).startswith("local[") else max(1, min(slots, len(driver.bridges())))
+def classic_context(spark: SparkSession) -> SparkContext:
+    """The Spark context of a session.
+
+    Raises:
+        ConfigError: it is a Spark Connect session, whose driver's JVM is out of reach.
+    """
+    try:
+        return spark.sparkContext
+    except AttributeError as error:
+        raise ConfigError(
+            "this is a Spark Connect session, which has no sparkContext: mizzle's driver works inside Spark's own. Use "
+            "a classic session, mizzle.session(...) or SparkSession.builder.master(...)"
+        ) from error
+
+
+def default_ranks(context: SparkContext, deadline: Deadline) -> int:
+    """One rank per executor; embedded Spark has only one executor, so there it is one per slot.
+
+    Waits for the executors that the application asked for by a fixed number: they may still be starting.
+    """
+    if _is_embedded(context):
+        return task_slots(context)
+    paused = threading.Event()
+    wanted = _fixed_executors(context) or 1
+    while (executors := _num_executors(context)) < wanted and not deadline.passed:
+        paused.wait(min(_LOOK_AGAIN_S, deadline.remaining_s()))
+    return max(1, min(task_slots(context), executors))
 
 
 def await_slots(context: SparkContext, num_ranks: int, deadline: Deadline) -> None:
     """Wait until that many tasks can run at once: executors may still be starting.
 
+    Where no more executors can come, it does not wait.
+
     Raises:
         ConfigError: there are fewer slots than ranks.
     """
+    embedded, fixed = _is_embedded(context), _fixed_executors(context)
     paused = threading.Event()
-    while (slots := task_slots(context)) < num_ranks:
-        if deadline.passed:
-            raise ConfigError(
-                f"{num_ranks} ranks need {num_ranks} task slots, but the cluster has {slots}: ask for fewer ranks, or "
-                "raise spark.executor.instances or spark.executor.cores"
-            )
+    while True:
+        # In this order: an executor brings its slots before it is counted.
+        complete = embedded or (fixed is not None and _num_executors(context) >= fixed)
+        slots = task_slots(context)
+        if slots >= num_ranks or complete or deadline.passed:
+            break
         paused.wait(min(_LOOK_AGAIN_S, deadline.remaining_s()))
+    if slots < num_ranks:
+        remedy = "local[n] with a larger n" if embedded else "more spark.executor.instances or spark.executor.cores"
+        raise ConfigError(
+            f"{num_ranks} ranks need {num_ranks} task slots, but the cluster has {slots}: ask for fewer ranks, or for "
+            f"{remedy}"
+        )
+
+
+def _is_embedded(context: SparkContext) -> bool:
+    return re.fullmatch(r"local(\[.*\])?", str(context.master)) is not None
+
+
+def _fixed_executors(context: SparkContext) -> int | None:
+    """How many executors the application will have, where that is settled."""
+    embedded_cluster = re.match(r"local-cluster\[\s*(\d+)", str(context.master))
+    if embedded_cluster is not None:
+        return int(embedded_cluster[1])
+    conf = context.getConf()
+    asked = conf.get("spark.executor.instances")
+    if asked is None or conf.get("spark.dynamicAllocation.enabled", "false") == "true":
+        return None
+    return int(asked)
+
+
+def _num_executors(context: SparkContext) -> int:
+    """Executors that have registered, the driver left out."""
+    spark: Any = context._jsc.sc()  # noqa: SLF001 - PySpark offers no way to count executors
+    return int(spark.getExecutorMemoryStatus().size()) - 1

@@ -37,21 +37,19 @@ class RunPlan:
     """What all groups of a run share; shipped to each executor once.
 
     Attributes:
-        model: the initial model, pickled by cloudpickle together with the spec, so that what they share stays shared.
-        columns: how rows become tensors.
+        shipped: initial model, spec and columns, pickled together, so that what they share stays shared.
         shards_of_rank: by rank.
         paths: file of every shard.
     """
 
-    model_and_spec: bytes
-    columns: Columns
+    shipped: bytes
     shards_of_rank: tuple[tuple[int, ...], ...]
     paths: Mapping[int, str]
 
-    def load(self) -> tuple[torch.nn.Module, TrainingSpec]:
-        """A fresh copy of the initial model, and the spec."""
-        model, spec = cloudpickle.loads(self.model_and_spec)
-        return model, spec
+    def load(self) -> tuple[torch.nn.Module, TrainingSpec, Columns]:
+        """Fresh copies of the three."""
+        model, spec, columns = cloudpickle.loads(self.shipped)
+        return model, spec, columns
 
 
 def here() -> str:
@@ -108,13 +106,13 @@ class TrainGroup:
         for _ in rows:
             pass  # a task that leaves its input unread costs Spark the Python worker
         plan = self.run_plan.value
-        model, spec = plan.load()
+        model, spec, columns = plan.load()
         with ExitStack() as files:
             shards = {}
             for shard in plan.shards_of_rank[context.rank]:
                 if not Path(plan.paths[shard]).exists():
                     raise Misplaced(f"rank {context.rank} was started on {context.host}, away from its shard {shard}")
-                shards[shard] = files.enter_context(ShardFile(plan.paths[shard], plan.columns))
+                shards[shard] = files.enter_context(ShardFile(plan.paths[shard], columns))
             layout = ExchangeLayout(
                 FlatParameters(model, spec.groups).num_elements, spec.num_shards, plan.shards_of_rank
             )  # fmt: skip

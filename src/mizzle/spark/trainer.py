@@ -10,11 +10,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from functools import partial
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import safetensors.torch
 import torch
-from pyspark import SparkContext, cloudpickle
+from py4j.protocol import Py4JError
+from pyspark import RDD, Broadcast, SparkContext, cloudpickle
+from pyspark.errors import PySparkException
 from pyspark.sql import DataFrame
 
 from mizzle.blocks.deadline import Deadline
@@ -22,9 +26,9 @@ from mizzle.collectives.wire import Wire
 from mizzle.config import RunConfig, spread
 from mizzle.errors import ConfigError, Misplaced
 from mizzle.scheduling.plan import plan_groups
-from mizzle.spark.data import first_rows, shard_dataframe
-from mizzle.spark.driver import DriverSide, await_slots, default_ranks
-from mizzle.spark.groups import check_shippable, run_job
+from mizzle.spark.data import first_rows, remove_run, shard_dataframe
+from mizzle.spark.driver import DriverSide, await_slots, classic_context, default_ranks
+from mizzle.spark.groups import run_job, shipped
 from mizzle.spark.placement import placed
 from mizzle.spark.progress import TrainingProgress
 from mizzle.spark.train_task import GroupReport, RunPlan, TrainGroup, here
@@ -36,13 +40,14 @@ from mizzle.training.flat import FlatParameters
 from mizzle.training.groups import OptimizerFactory, groups_of
 from mizzle.training.history import TrainingHistory
 from mizzle.training.order import EpochOrder
-from mizzle.training.rehearsal import rehearse
+from mizzle.training.rehearsal import fewest_rows, rehearse
 from mizzle.training.schedule import HyperSchedule, SchedulerFactory
 from mizzle.training.spec import Loss, TrainingSpec
 
 _log = logging.getLogger(__name__)
 _PLACEMENTS = 5
 """How often a group is started again because a busy cluster put a rank away from its state."""
+_REHEARSED_ROWS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +122,10 @@ class Trainer:
         for name, value in (("max_epochs", max_epochs), ("max_iterations", max_iterations)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: give at least 1")
-        self._model = copy.deepcopy(model)
+        shipped(loss, "the loss")
+        shipped(optimizer, "the optimizer's factory")
+        # Copied together: a loss that reaches into the model must reach into the copy.
+        self._model, loss, optimizer = cloudpickle.loads(shipped((model, loss, optimizer), "the model"))
         groups = None if parameter_groups is None else groups_of(self._model, parameter_groups(self._model))
         # Rows and shards are known when there is data: 1 stands for them until then.
         self._spec = TrainingSpec(
@@ -127,8 +135,6 @@ class Trainer:
         )  # fmt: skip
         self._scheduler = scheduler
         self._schedule()
-        for thing, what in ((self._model, "the model"), (loss, "the loss"), (optimizer, "the optimizer's factory")):
-            check_shippable(thing, what)
         self._max_epochs = max_epochs
         self._max_iterations = max_iterations
         self._run = run or RunConfig()
@@ -164,20 +170,19 @@ class Trainer:
             NotFiniteError: names the iteration, and shard and parameter.
             PeerLost: an executor died; the run is over (what it learnt is lost).
         """
-        context = df.sparkSession.sparkContext
+        if not isinstance(df, DataFrame):
+            raise ConfigError(f"fit takes a Spark DataFrame, not {type(df).__name__}: use spark.createDataFrame")
+        context = classic_context(df.sparkSession)
         driver = DriverSide(context)
         begun = time.monotonic()
         columns = Columns.of(features, label, shape=shape, collate=collate)
+        shipped(collate, "collate")
         checked = check_dataframe(df, columns, num_classes=num_classes, bad_rows=bad_rows)
-        ranks = self._run.ranks or default_ranks(context, driver)
-        num_shards = self._run.shards or ranks
-        await_slots(context, ranks, Deadline.after(self._run.timeout_s))
+        ranks, num_shards = self._layout(context)
         spec = self._spec.on(checked.num_rows, num_shards)
-        rehearse(self._model, spec, columns, first_rows(checked, 8))
-        with driver.run() as run:
-            fit = _Fit(context, driver, self._run, spec, run, spread(num_shards, ranks))
-            fit.ship(self._model, checked)
-            model, history = self._train(fit)
+        packed = self._rehearsed(spec, checked)
+        with driver.run() as run, _Fit(context, driver, self._run, run, spread(num_shards, ranks)) as fit:
+            model, history = self._train(fit, fit.ship(packed, checked), spec)
         report = {
             "run": run, "ranks": ranks, "shards": num_shards, "rows": checked.num_rows,
             "skipped_rows": checked.num_skipped, "iterations": len(history.losses),
@@ -186,21 +191,41 @@ class Trainer:
         }  # fmt: skip
         return TrainingResult(model, history, report)
 
+    def _rehearsed(self, spec: TrainingSpec, checked: CheckedFrame) -> bytes:
+        """What the executors get, after one iteration on the driver with a copy of exactly that."""
+        packed = shipped((self._model, spec, checked.columns), "model, loss, optimizer and collate together")
+        copied: tuple[torch.nn.Module, TrainingSpec, Columns] = cloudpickle.loads(packed)
+        rehearse(*copied, first_rows(checked, min(_REHEARSED_ROWS, fewest_rows(spec, self._num_iterations(spec)))))
+        return packed
+
+    def _layout(self, context: SparkContext) -> tuple[int, int]:
+        """Ranks and shards, once there is a slot for every rank."""
+        deadline = Deadline.after(self._run.timeout_s)
+        ranks = self._run.ranks
+        if ranks is None:
+            ranks = default_ranks(context, deadline)
+            ranks = min(ranks, self._run.shards or ranks)
+        await_slots(context, ranks, deadline)
+        return ranks, self._run.shards or ranks
+
+    def _num_iterations(self, spec: TrainingSpec) -> int:
+        total = -(-spec.num_rows // spec.global_batch_size) * self._max_epochs
+        return min(total, self._max_iterations or total)
+
     def _schedule(self) -> HyperSchedule:
         return HyperSchedule(FlatParameters(self._model, self._spec.groups), self._spec.optimizer, self._scheduler)
 
-    def _train(self, fit: _Fit) -> tuple[torch.nn.Module, TrainingHistory]:
-        order = EpochOrder(
-            fit.spec.num_rows, fit.spec.num_shards, fit.spec.global_batch_size, fit.spec.seed
-        )  # fmt: skip
-        total = order.iterations_per_epoch * self._max_epochs
-        total = min(total, self._max_iterations or total)
+    def _train(
+        self, fit: _Fit, plan: Broadcast[RunPlan], spec: TrainingSpec
+    ) -> tuple[torch.nn.Module, TrainingHistory]:
+        order = EpochOrder(spec.num_rows, spec.num_shards, spec.global_batch_size, spec.seed)
+        total = self._num_iterations(spec)
         schedule, history = self._schedule(), TrainingHistory()
         model = copy.deepcopy(self._model)
         with TrainingProgress(total, enabled=self._progress) as progress:
             for group in plan_groups(order.iterations_per_epoch, total, self._run.group_size):
                 begun = time.monotonic()
-                body = TrainGroup(fit.plan, group, tuple(schedule.ahead(group.size)), last=group.stop == total)
+                body = TrainGroup(plan, group, tuple(schedule.ahead(group.size)), last=group.stop == total)
                 reports = fit.run_group(body)
                 wall_s = time.monotonic() - begun
                 history.add_group(body.iterations(), [report.metrics for report in reports], wall_s)
@@ -216,52 +241,82 @@ class _Fit:
     """One fit under way: where its shards and ranks are."""
 
     def __init__(
-        self, context: SparkContext, driver: DriverSide, layout: RunConfig, spec: TrainingSpec, run: str,
+        self, context: SparkContext, driver: DriverSide, layout: RunConfig, run: str,
         shards_of_rank: tuple[tuple[int, ...], ...],
     ) -> None:  # fmt: skip
-        self.context, self.driver, self.layout, self.spec, self.run = context, driver, layout, spec, run
+        self.context, self.driver, self.layout, self.run = context, driver, layout, run
         self.shards_of_rank = shards_of_rank
-        self._executors: list[str] = []
+        self.plan: Broadcast[RunPlan] | None = None
+        self._tasks: RDD[int] | None = None
+        self._executors: tuple[str, ...] = ()
         self._jobs = 0
 
-    def ship(self, model: torch.nn.Module, checked: CheckedFrame) -> None:
-        """Deal the rows to the executors, and make ready what every group needs."""
+    def ship(self, packed: bytes, checked: CheckedFrame) -> Broadcast[RunPlan]:
+        """Deal the rows to the executors, and send them what every group needs."""
+        num_shards = sum(map(len, self.shards_of_rank))
         infos = shard_dataframe(
-            checked, run=self.run, num_shards=self.spec.num_shards, shards_of_rank=self.shards_of_rank, locate=here
+            checked, run=self.run, num_shards=num_shards, shards_of_rank=self.shards_of_rank, locate=here
         )
         at = {info.shard: info for info in infos}
-        self._executors = [at[shards[0]].executor_id for shards in self.shards_of_rank]
-        plan = RunPlan(
-            cloudpickle.dumps((model, self.spec)),  # type: ignore[no-untyped-call]
-            checked.columns,
-            self.shards_of_rank,
-            {info.shard: info.path for info in infos},
-        )
-        self.plan = self.context.broadcast(plan)
+        paths = {info.shard: info.path for info in infos}
+        self.plan = self.context.broadcast(RunPlan(packed, self.shards_of_rank, paths))
+        self._place(tuple(at[shards[0]].executor_id for shards in self.shards_of_rank))
+        return self.plan
 
     def run_group(self, body: TrainGroup) -> list[GroupReport]:
-        """Run one group, each rank where its state is; again if the cluster was busy there.
+        """Run one group, each rank where its state is; again if Spark put one elsewhere.
 
         Raises:
-            Misplaced: it is busy there still.
+            Misplaced: some slot there is taken by other jobs all the time.
         """
-        ranks = len(self.shards_of_rank)
+        group = body.group
+        title = f"iterations {group.first}-{group.stop - 1} (epoch {group.epoch})"
         for attempt in range(_PLACEMENTS):
             job = GroupJob(
-                self.run, 0, self._jobs, ranks, self.layout.transport, self.layout.timeout_s,
+                self.run, 0, self._jobs, len(self.shards_of_rank), self.layout.transport, self.layout.timeout_s,
                 ranks_by_task=False, body=body,
             )  # fmt: skip
             self._jobs += 1
             try:
-                reports: list[GroupReport] = run_job(self.context, job, placed(self.context, self._locations()))
-            except Misplaced:
+                reports: list[GroupReport] = run_job(self.context, job, self._tasks, title=title)
+            except Misplaced as error:
                 if attempt == _PLACEMENTS - 1:
                     raise
+                _log.info("run=%s group=%d is started again: %s", self.run[:4], group.number, error)
                 continue
-            self._executors = [report.executor_id for report in reports]
+            self._place(tuple(report.executor_id for report in reports))
             return reports
         raise AssertionError(f"{_PLACEMENTS} placements and no end")
 
-    def _locations(self) -> list[tuple[str, str]]:
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drop what the run left behind, also after a failure: the broadcast, and the files of its shards.
+
+        A task that Spark starts on another executor finds no files: they then stay until their executor ends.
+        """
+        try:
+            if self.plan is not None:
+                self.plan.destroy()
+            where = self._locations(self._executors or tuple(self.driver.hosts()))
+            placed(self.context, where).foreachPartition(partial(_remove_files, self.run))
+        except (Py4JError, PySparkException) as error:
+            _log.warning("run=%s left files behind: %s", self.run[:4], error)
+
+    def _place(self, executors: tuple[str, ...]) -> None:
+        if executors != self._executors:
+            self._executors = executors
+            self._tasks = placed(self.context, self._locations(executors))
+
+    def _locations(self, executors: tuple[str, ...]) -> list[tuple[str, str]]:
         hosts = self.driver.hosts()
-        return [(hosts[executor], executor) for executor in self._executors]
+        return [(hosts[executor], executor) for executor in executors]
+
+
+def _remove_files(run: str, rows: Iterable[int]) -> None:
+    for _ in rows:
+        remove_run(run)

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
+from pyspark import cloudpickle
+
 from mizzle.blocks.arena import BridgeArena
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.connect import connect_store
@@ -18,7 +20,7 @@ from mizzle.blocks.notes import prepare_control
 from mizzle.blocks.store import BlockStore
 from mizzle.collectives.communicator import Communicator
 from mizzle.config import Transport
-from mizzle.errors import MizzleError
+from mizzle.errors import TaskFailed
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,61 +87,126 @@ class RankContext(Communicator):
 
 
 @dataclass(frozen=True, slots=True)
+class Failure:
+    """What a rank raised, as text: that arrives whatever the exception is made of.
+
+    Attributes:
+        text: type and message.
+        trace: the traceback, which ends in ``text``.
+        pickled: the exception itself, or None when it cannot be pickled and read again.
+    """
+
+    text: str
+    trace: str
+    pickled: bytes | None
+
+    @classmethod
+    def of(cls, error: BaseException) -> Failure:
+        """Describe an exception that is being handled."""
+        text = "".join(traceback.format_exception_only(error)).strip()
+        return cls(text, traceback.format_exc(), _pickled_error(error))
+
+    def error(self) -> BaseException | None:
+        """The exception again, where this process can read it."""
+        if self.pickled is None:
+            return None
+        try:
+            found = cloudpickle.loads(self.pickled)
+        except Exception:  # noqa: BLE001 - code of the user's exception runs here; the text is kept anyhow
+            return None
+        return found if isinstance(found, BaseException) else None
+
+
+@dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a rank's part in a group ended.
+    """How a rank's part in a group ended. Only bytes and text: no class of the user's stands in the way of reading it.
 
     Attributes:
         task: number of the Spark task.
         rank: the rank it was, -1 when it was not admitted.
         where: executor and host, for messages.
-        value: what the body returned.
-        error: what it raised, or None.
-        trace: the traceback of ``error``.
+        value: what the body returned, pickled.
+        failure: what was raised, or None.
     """
 
     task: int
     rank: int
     where: str
-    value: Any = None
-    error: BaseException | None = None
-    trace: str = ""
+    value: bytes = b""
+    failure: Failure | None = None
 
 
 def run_rank(job: GroupJob, task: int, rows: Iterable[Any]) -> Iterable[Outcome]:
     """The whole of one task of a group; yields its one outcome."""
-    deadline = Deadline.after(job.timeout_s)
-    rank, where = -1, "not connected"
-    try:
-        client = BridgeClient.connect(deadline)
-        where = f"executor {client.executor_id} on {client.host}"
+    yield _Part(job, task).play(rows)
+
+
+class _Part:
+    """One rank's part in one group."""
+
+    def __init__(self, job: GroupJob, task: int) -> None:
+        self._job, self._task = job, task
+        self._rank, self._where = -1, "not connected"
+
+    def play(self, rows: Iterable[Any]) -> Outcome:
+        """Connect, play, disconnect. Whatever is raised is the outcome: this is the outermost frame."""
         try:
-            _, label, arena = client.claim(job.run, task if job.ranks_by_task else -1, deadline)
-            control = prepare_control(arena, job.size)
-            membership = client.join(
-                job.run,
-                generation=job.generation,
-                group=job.group,
-                size=job.size,
-                wanted=task if job.ranks_by_task else -1,
-                preferred=getattr(job.body, "preferred", list)(),
-                control=control.path,
-                deadline=deadline,
-            )
-            rank = membership.rank
-            store = connect_store(client, arena, membership, transport=job.transport, timeout_s=job.timeout_s)
-            context = RankContext(job, client, store, arena)
-            context.label = label
-            yield _outcome(job, context, task, where, rows)
-            store.close()
-        finally:
-            client.close()
-    except MizzleError as error:
-        yield Outcome(task, rank, where, error=error, trace=traceback.format_exc())
+            deadline = Deadline.after(self._job.timeout_s)
+            client = BridgeClient.connect(deadline)
+            self._where = f"executor {client.executor_id} on {client.host}"
+            try:
+                value = self._play(client, deadline, rows)
+            finally:
+                client.close()
+            return Outcome(self._task, self._rank, self._where, value=value)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything, even sys.exit()
+            return Outcome(self._task, self._rank, self._where, failure=Failure.of(error))
+
+    def _play(self, client: BridgeClient, deadline: Deadline, rows: Iterable[Any]) -> bytes:
+        job = self._job
+        wanted = self._task if job.ranks_by_task else -1
+        _, label, arena = client.claim(job.run, wanted, deadline)
+        membership = client.join(
+            job.run,
+            generation=job.generation,
+            group=job.group,
+            size=job.size,
+            wanted=wanted,
+            preferred=getattr(job.body, "preferred", list)(),
+            control=prepare_control(arena, job.size).path,
+            deadline=deadline,
+        )
+        self._rank = membership.rank
+        store = connect_store(client, arena, membership, transport=job.transport, timeout_s=job.timeout_s)
+        context = RankContext(job, client, store, arena)
+        context.label = label
+        try:
+            value = _pickled_value(job.body(context, rows))
+        except (Exception, SystemExit) as error:
+            # Peers are told the reason at once; otherwise they would only see the connection close.
+            store.abort(f"{type(error).__name__}: {error}")
+            raise
+        store.close()
+        return value
 
 
-def _outcome(job: GroupJob, context: RankContext, task: int, where: str, rows: Iterable[Any]) -> Outcome:
+def _pickled_value(value: object) -> bytes:
     try:
-        return Outcome(task, context.rank, where, value=job.body(context, rows))
-    except Exception as error:  # noqa: BLE001 - the outermost frame of user code: everything is reported
-        context.store.abort(f"{type(error).__name__}: {error}")
-        return Outcome(task, context.rank, where, error=error, trace=traceback.format_exc())
+        pickled: bytes = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
+    except Exception as error:
+        # Pickling calls code of any object inside, so anything may be raised.
+        raise TaskFailed(
+            f"what the rank returned ({type(value).__name__}) cannot be sent to the driver "
+            f"({type(error).__name__}: {error}): return numbers, arrays or tensors"
+        ) from error
+    return pickled
+
+
+def _pickled_error(error: BaseException) -> bytes | None:
+    """The exception in a form that this process, at least, can read again."""
+    try:
+        pickled: bytes = cloudpickle.dumps(error)  # type: ignore[no-untyped-call]
+        cloudpickle.loads(pickled)
+    except Exception:  # noqa: BLE001 - exceptions may hold locks, or want other arguments than they were made with
+        return None
+    return pickled

@@ -5,7 +5,6 @@ The same code as on the executors, with one rank, one shard and a few rows, on a
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 
 import numpy as np
@@ -18,6 +17,7 @@ from mizzle.collectives.exchange import Exchange, ExchangeLayout
 from mizzle.errors import MizzleError, ModelError
 from mizzle.training.columns import Batch, Columns
 from mizzle.training.flat import FlatParameters
+from mizzle.training.order import EpochOrder
 from mizzle.training.rank import RankTrainer
 from mizzle.training.spec import IterationPlan, TrainingSpec
 
@@ -26,48 +26,76 @@ _TIMEOUT_S = 600.0
 
 
 class _FewRows:
-    """A shard that lies in memory."""
+    """A shard that lies in memory, and remembers what it was made into."""
 
     def __init__(self, rows: pa.RecordBatch, columns: Columns) -> None:
         self._rows = rows
         self._columns = columns
         self.num_rows: int = rows.num_rows
+        self.described = "which collate does not make into tensors"
 
     def batch(self, rows: npt.NDArray[np.int64]) -> Batch:
-        return self._columns.tensors(self._rows.take(pa.array(rows)))
+        made = self._columns.tensors(self._rows.take(pa.array(rows)))
+        self.described = _describe(made)
+        return made
+
+
+def fewest_rows(spec: TrainingSpec, num_iterations: int) -> int:
+    """The smallest mini-batch that a model will meet: one shard's part of the shortest iteration, or of that a part.
+
+    Args:
+        spec: of the run.
+        num_iterations: of the run; the first epoch's last iteration counts only when the run comes that far.
+    """
+    order = EpochOrder(spec.num_rows, spec.num_shards, spec.global_batch_size, spec.seed)
+    last = min(num_iterations, order.iterations_per_epoch) - 1
+    total = min(order.total(0), order.total(last))
+    return max(1, total // spec.num_shards // spec.accumulate)
 
 
 def rehearse(model: torch.nn.Module, spec: TrainingSpec, columns: Columns, rows: pa.RecordBatch) -> None:
-    """Train a copy of the model for one iteration.
+    """Train a model for one iteration.
 
     Args:
-        model: is copied.
-        spec: of the run.
+        model: a copy that nobody needs afterwards.
+        spec: of the run; its loss may reach into the model.
         columns: how rows become tensors.
-        rows: a few rows of the data; with none nothing is tried.
+        rows: a few rows of the data, `fewest_rows` of them to see what fails on small batches only (batch norm);
+            with none nothing is tried.
 
     Raises:
-        ModelError: forward, loss, backward or optimizer fail; the message carries the cause.
+        ModelError: collate, forward, loss, backward or optimizer fail; the message carries the cause and the shapes.
     """
     if rows.num_rows == 0:
         return
+    few = _FewRows(rows, columns)
     alone = replace(
-        spec, num_rows=rows.num_rows, num_shards=1, global_batch_size=rows.num_rows, not_finite="skip", accumulate=1
+        spec, num_rows=few.num_rows, num_shards=1, global_batch_size=few.num_rows, not_finite="skip", accumulate=1
     )
+    layout = ExchangeLayout(FlatParameters(model, spec.groups).num_elements, 1, ((0,),))
     threads = torch.get_num_threads()
     try:
-        tried = copy.deepcopy(model)
-        layout = ExchangeLayout(FlatParameters(tried, spec.groups).num_elements, 1, ((0,),))
         exchange = Exchange(MemoryFabric(1).store(0, run=_RUN), layout, wire=spec.wire, timeout_s=_TIMEOUT_S)
-        trainer = RankTrainer(alone, tried, exchange, {0: _FewRows(rows, columns)})
-        trainer.run([IterationPlan(0, 0, 0)])
+        RankTrainer(alone, model, exchange, {0: few}).run([IterationPlan(0, 0, 0)])
     except MizzleError:
         raise
     except Exception as error:
-        # Model, loss and optimizer are the user's code: anything may be raised.
+        # Model, loss, optimizer and collate are the user's code: anything may be raised.
         raise ModelError(
-            f"training fails on the first {rows.num_rows} rows, inputs and targets as Columns makes them: "
-            f"{type(error).__name__}: {error}"
+            f"training fails on {rows.num_rows} row(s) ({few.described}), as few as a shard has in some "
+            f"iteration: {type(error).__name__}: {error}"
         ) from error
     finally:
         torch.set_num_threads(threads)
+
+
+def _describe(batch: Batch) -> str:
+    inputs, targets = batch
+    parts = inputs if isinstance(inputs, tuple) else (inputs,)
+    return f"inputs {', '.join(map(_describe_one, parts))}; targets {_describe_one(targets)}"
+
+
+def _describe_one(value: object) -> str:
+    if isinstance(value, torch.Tensor):
+        return f"{tuple(value.shape)} {value.dtype}".replace("torch.", "")
+    return type(value).__name__

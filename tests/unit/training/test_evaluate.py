@@ -10,6 +10,7 @@ from torch.nn.functional import cross_entropy
 
 from mizzle.errors import ModelError
 from mizzle.training.evaluate import evaluate_shard, mean_over_shards
+from mizzle.training.spec import Loss
 
 
 class _Rows:
@@ -34,7 +35,7 @@ def data() -> tuple[torch.Tensor, torch.Tensor]:
 def test_means_are_those_over_all_rows_whatever_the_shards(data: tuple[torch.Tensor, torch.Tensor]) -> None:
     inputs, targets = data
     model = torch.nn.Linear(4, 3).eval()
-    functions = {"loss": cross_entropy, "accuracy": _accuracy}
+    functions: dict[str, Loss] = {"loss": cross_entropy, "accuracy": _accuracy}
     shards = {shard: _Rows(inputs[shard::4], targets[shard::4]) for shard in range(4)}
     parts = [evaluate_shard(model, functions, shard, rows, 5) for shard, rows in shards.items()]
     means = mean_over_shards(parts)

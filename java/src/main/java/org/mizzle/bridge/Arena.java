@@ -1,8 +1,11 @@
 package org.mizzle.bridge;
 
 import java.io.IOException;
+import java.lang.invoke.VarHandle;
+import java.nio.charset.StandardCharsets;
 import java.nio.file.Path;
 import java.util.ArrayList;
+import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
@@ -12,6 +15,15 @@ import java.util.Map;
  * made it; one session at a time holds it.
  */
 final class Arena {
+  /** Name of the region in which a rank's peers look for notes (protocol/frames.md). */
+  private static final String CONTROL = "control";
+  /** Words of it that the bridge writes: the lowest generation served; rank + 1 of a lost peer. */
+  private static final int FENCED_AT = 4;
+  private static final int LOST_AT = 8;
+  /** Why that peer was lost: u32 length, UTF-8. */
+  private static final int LOST_REASON_AT = 1088;
+  private static final int LOST_REASON_BYTES = 1024;
+
   final String run;
   /** The rank it served last, or -1; guarded by this, as is everything below. */
   private int rank = -1;
@@ -19,6 +31,7 @@ final class Arena {
   private byte[] label = new byte[0];
   private Object holder;
   private int nextId;
+  private boolean closed;
   private final Map<String, Region> regions = new LinkedHashMap<>();
 
   Arena(String run) {
@@ -61,9 +74,12 @@ final class Arena {
 
   /** Takes over memory that a worker made; a region of the same name is replaced. */
   synchronized Region add(String name, Path source, long size) throws BridgeException {
+    if (closed) {
+      throw new BridgeException(BridgeException.Code.FENCED, "the run has ended");
+    }
     Region region;
     try {
-      region = new Region(nextId, name, source, size);
+      region = Region.open(nextId, name, source, size);
     } catch (IOException e) {
       throw new BridgeException(BridgeException.Code.ARENA,
           "region " + name + " of " + size + " bytes: " + e.getMessage());
@@ -87,7 +103,30 @@ final class Arena {
     throw new BridgeException(BridgeException.Code.ARENA, "no region number " + id);
   }
 
+  /** Tells the worker that lower generations are not served, where it watches for that. */
+  synchronized void noteFence(int generation) {
+    Region control = regions.get(CONTROL);
+    if (control != null) {
+      control.write(FENCED_AT, Frame.bytesOf(generation));
+    }
+  }
+
+  /** Tells the worker of a lost peer; the reason is cut to what fits. */
+  synchronized void noteLoss(int peer, String why) {
+    Region control = regions.get(CONTROL);
+    if (control != null) {
+      byte[] text = why.getBytes(StandardCharsets.UTF_8);
+      int length = Math.min(text.length, LOST_REASON_BYTES - Integer.BYTES);
+      control.write(LOST_REASON_AT + Integer.BYTES, Arrays.copyOf(text, length));
+      control.write(LOST_REASON_AT, Frame.bytesOf(length));
+      VarHandle.releaseFence();
+      control.write(LOST_AT, Frame.bytesOf(peer + 1));
+    }
+  }
+
+  /** Lets go of all memory; what is being read stays until it was read. */
   synchronized void close() {
+    closed = true;
     regions.values().forEach(Region::release);
     regions.clear();
   }

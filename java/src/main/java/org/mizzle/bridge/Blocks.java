@@ -3,6 +3,8 @@ package org.mizzle.bridge;
 import java.nio.ByteBuffer;
 import java.util.List;
 import org.apache.spark.SparkEnv;
+import org.apache.spark.storage.BlockInfo;
+import org.apache.spark.storage.BlockInfoManager;
 import org.apache.spark.storage.BlockManager;
 import org.apache.spark.storage.StorageLevel;
 import org.apache.spark.storage.TestBlockId;
@@ -50,34 +52,67 @@ final class Blocks {
   }
 
   /** Publishes a bell; {@code ring} runs on a network thread each time a peer reads it. */
-  void hang(String name, Runnable ring) throws BridgeException {
-    store(name, new BellBuffer(ring));
+  BellBuffer hang(String name, Runnable ring) throws BridgeException {
+    BellBuffer bell = new BellBuffer(ring);
+    store(name, bell);
+    return bell;
   }
 
   private void store(String name, ChunkedByteBuffer buffer) throws BridgeException {
-    TestBlockId id = new TestBlockId(name.substring("test_".length()));
+    TestBlockId id = id(name);
     if (manager.getStatus(id).isDefined()) {
       throw new BridgeException(BridgeException.Code.EXISTS, "block " + name + " exists");
     }
     boolean stored = manager.putBytes(
         id, buffer, StorageLevel.MEMORY_ONLY_SER(), false, Option.empty(), false, ANY);
+    // The read lock is kept: it pins the block.
     if (!stored || manager.getLocalBytes(id).isEmpty()) {
       throw new BridgeException(BridgeException.Code.NOT_FOUND,
           "Spark's block manager did not keep block " + name);
     }
   }
 
-  /** Removes a block once nobody reads it: may block, so never call it on a network thread. */
-  void remove(String name, ArenaBuffer buffer) {
-    TestBlockId id = new TestBlockId(name.substring("test_".length()));
-    if (manager.getStatus(id).isEmpty()) {
-      return;
+  /**
+   * Removes a block unless somebody reads it; returns false then, and it stays pinned. Spark's own
+   * removeBlock waits for readers without limit, and one stuck peer would stop all removals.
+   */
+  boolean remove(String name, ChunkedByteBuffer buffer) {
+    TestBlockId id = id(name);
+    BlockInfoManager locks = manager.blockInfoManager();
+    Option<BlockInfo> info = locks.get(id);
+    if (info.isEmpty()) {
+      return true;
     }
-    if (buffer != null) {
-      buffer.retire();
+    if (info.get().readerCount() > 1) {
+      return false;
     }
+    account(buffer, false);
     manager.releaseLock(id, Option.empty());
-    manager.removeBlock(id, false);
+    if (locks.lockForWriting(id, false).isEmpty()) {
+      // A reader came between the look and the lock.
+      if (locks.lockForReading(id, false).isEmpty()) {
+        return locks.get(id).isEmpty();
+      }
+      account(buffer, true);
+      return false;
+    }
+    manager.memoryStore().remove(id);
+    locks.removeBlock(id);
+    return true;
+  }
+
+  private static void account(ChunkedByteBuffer buffer, boolean served) {
+    if (buffer instanceof ArenaBuffer arena) {
+      if (served) {
+        arena.serve();
+      } else {
+        arena.retire();
+      }
+    }
+  }
+
+  private static TestBlockId id(String name) {
+    return new TestBlockId(name.substring("test_".length()));
   }
 
   /** How many of mizzle's blocks this executor holds whose name begins so. */

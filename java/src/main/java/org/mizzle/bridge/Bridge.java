@@ -15,9 +15,8 @@ import java.util.HexFormat;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
-import java.util.concurrent.ThreadFactory;
 import java.util.concurrent.TimeUnit;
-import java.util.concurrent.atomic.AtomicInteger;
+import java.util.concurrent.locks.LockSupport;
 import org.apache.spark.SparkEnv;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -30,8 +29,10 @@ final class Bridge implements Closeable {
   /** Both sides say it in the first frame; other versions are refused. */
   static final int PROTOCOL_VERSION = 1;
   private static final Logger LOG = LoggerFactory.getLogger(Bridge.class);
-  private static final long LEASE_PERIOD_MS = 1_000;
+  /** How often it asks the driver which runs have ended; tests have it ask more often. */
+  private static final String LEASE_PERIOD = "spark.mizzle.leasePeriod";
   private static final long READY_PERIOD_MS = 20;
+  private static final long ACCEPT_PAUSE_NS = 100_000_000;
 
   private final Blocks blocks;
   private final Peers peers;
@@ -43,20 +44,25 @@ final class Bridge implements Closeable {
   private final Path directory;
   private final Path card;
   private final ServerSocketChannel server;
-  private final ExecutorService workers = Executors.newCachedThreadPool(daemon("mizzle-session"));
-  private final ScheduledExecutorService timer =
-      Executors.newSingleThreadScheduledExecutor(daemon("mizzle-timer"));
-  /** Removes blocks and asks for leases: may block, so nobody else uses it. */
-  private final ScheduledExecutorService janitor =
-      Executors.newSingleThreadScheduledExecutor(daemon("mizzle-janitor"));
+  private final ExecutorService workers = Executors.newCachedThreadPool(Threads.daemon("mizzle-session"));
+  /** Ends waits at their deadlines: what it runs never blocks. */
+  private final ScheduledExecutorService timer = Threads.scheduler("mizzle-timer");
+  /** Removes blocks: never blocks. */
+  private final ScheduledExecutorService janitor = Threads.scheduler("mizzle-janitor");
+  /** Asks the driver for leases, and waits for its answers. */
+  private final ScheduledExecutorService leases = Threads.scheduler("mizzle-leases");
+  private final Removals removals;
+  private final long leasePeriodMs;
 
   Bridge(SparkEnv env, DriverLink driver) throws IOException {
     this.driver = driver;
     blocks = new Blocks(env);
     peers = new Peers(env);
     counters = driver.counters();
-    runs = new Runs(blocks, counters, janitor);
+    removals = new Removals(blocks, janitor);
+    runs = new Runs(counters);
     new SecureRandom().nextBytes(token);
+    leasePeriodMs = env.conf().getTimeAsMs(LEASE_PERIOD, "1s");
     hostId = hostId();
     directory = Files.createTempDirectory("mizzle-",
         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
@@ -73,27 +79,29 @@ final class Bridge implements Closeable {
         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
     Files.writeString(card, socket + "\n" + HexFormat.of().formatHex(token) + "\n");
     workers.execute(this::acceptAll);
-    janitor.execute(this::hello);
-    janitor.scheduleWithFixedDelay(
-        this::renewLeases, LEASE_PERIOD_MS, LEASE_PERIOD_MS, TimeUnit.MILLISECONDS);
+    leases.execute(this::hello);
+    leases.scheduleWithFixedDelay(
+        this::renewLeases, leasePeriodMs, leasePeriodMs, TimeUnit.MILLISECONDS);
   }
 
   private void acceptAll() {
-    try {
-      while (true) {
+    while (server.isOpen()) {
+      try {
         SocketChannel channel = server.accept();
         workers.execute(new Session(this, channel));
+      } catch (ClosedChannelException e) {
+        LOG.debug("mizzle's bridge stops");
+      } catch (IOException e) {
+        // Most likely out of file descriptors; others may give theirs back.
+        LOG.warn("mizzle's bridge cannot accept a worker now", e);
+        LockSupport.parkNanos(ACCEPT_PAUSE_NS);
       }
-    } catch (ClosedChannelException e) {
-      LOG.debug("mizzle's bridge stops");
-    } catch (IOException e) {
-      LOG.error("mizzle's bridge cannot accept workers any more", e);
     }
   }
 
   private void hello() {
     if (!blocks.isReady()) {
-      janitor.schedule(this::hello, READY_PERIOD_MS, TimeUnit.MILLISECONDS);
+      leases.schedule(this::hello, READY_PERIOD_MS, TimeUnit.MILLISECONDS);
       return;
     }
     try {
@@ -109,7 +117,8 @@ final class Bridge implements Closeable {
       if (!runs.names().isEmpty()) {
         driver.ended(runs.names()).forEach(runs::forget);
       }
-    } catch (BridgeException e) {
+    } catch (BridgeException | RuntimeException e) {
+      // Whatever it was: an exception that left this method would end the renewals for good.
       LOG.warn("mizzle's bridge could not renew its leases", e);
     }
   }
@@ -122,15 +131,6 @@ final class Bridge implements Closeable {
       return "no-proc-" + ProcessHandle.current().pid();
     }
     return Files.readString(boot).trim() + "/" + Files.readSymbolicLink(namespace);
-  }
-
-  private static ThreadFactory daemon(String name) {
-    AtomicInteger count = new AtomicInteger();
-    return task -> {
-      Thread thread = new Thread(task, name + "-" + count.getAndIncrement());
-      thread.setDaemon(true);
-      return thread;
-    };
   }
 
   Blocks blocks() {
@@ -153,8 +153,8 @@ final class Bridge implements Closeable {
     return runs;
   }
 
-  ExecutorService workers() {
-    return workers;
+  Removals removals() {
+    return removals;
   }
 
   ScheduledExecutorService timer() {
@@ -183,6 +183,7 @@ final class Bridge implements Closeable {
     } catch (IOException e) {
       LOG.warn("mizzle's bridge left its socket behind in {}", directory, e);
     }
+    leases.shutdownNow();
     workers.shutdownNow();
     timer.shutdownNow();
     runs.names().forEach(runs::forget);

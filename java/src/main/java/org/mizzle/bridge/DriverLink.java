@@ -23,6 +23,9 @@ final class DriverLink {
     counters.increment(Counters.Name.DRIVER_ASKS);
     try {
       return (byte[]) plugin.ask(message);
+    } catch (InterruptedException e) {
+      Thread.currentThread().interrupt();
+      throw new BridgeException(BridgeException.Code.TIMEOUT, "the executor is ending");
     } catch (Exception e) {
       // The RPC layer declares Exception; whatever it was, the driver did not answer.
       throw new BridgeException(BridgeException.Code.TIMEOUT, "the driver does not answer: " + e);
@@ -36,6 +39,11 @@ final class DriverLink {
   /** The driver's answer as bytes, first of them PENDING, TABLE or REFUSED. */
   byte[] join(Join join) throws BridgeException {
     return ask(DriverSide.JOIN, join.encode());
+  }
+
+  /** This joiner asks no more: nobody need wait for it. */
+  void withdraw(Join join) throws BridgeException {
+    ask(DriverSide.WITHDRAW, join.encode());
   }
 
   /** Of these runs, those that have ended. */

@@ -20,6 +20,7 @@ public final class DriverSide implements DriverPlugin {
   static final int HELLO = 1;
   static final int JOIN = 2;
   static final int LEASE = 3;
+  static final int WITHDRAW = 4;
 
   /** The one of this application: SparkContext is a singleton, and py4j needs a static way in. */
   private static volatile DriverSide current;
@@ -50,6 +51,9 @@ public final class DriverSide implements DriverPlugin {
         return hello(new Frame(question, 0, body));
       case JOIN:
         return rendezvous.join(Join.decode(body));
+      case WITHDRAW:
+        rendezvous.withdraw(Join.decode(body));
+        return new byte[0];
       case LEASE:
         return lease(new Frame(question, 0, body));
       default:

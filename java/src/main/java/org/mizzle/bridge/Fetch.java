@@ -9,8 +9,8 @@ import java.util.concurrent.TimeUnit;
  * One request for a peer's block: waits for the peer's ring, streams the block into the arena,
  * answers exactly once. Nothing is written to the arena after the answer.
  */
-final class Fetch implements Member.Waiter, Sink.Outcome {
-  /** Who asked. */
+final class Fetch implements Turns.Waiter, Sink.Outcome {
+  /** Who asked; called once, on any thread, and must not block. */
   interface Asker {
     void answer(Header header, byte[] meta);
 
@@ -24,7 +24,7 @@ final class Fetch implements Member.Waiter, Sink.Outcome {
   private final Sink sink;
   private final Asker asker;
   private ScheduledFuture<?> alarm;
-  /** Guarded by this. */
+  /** Guarded by this, as is the alarm. */
   private boolean answered;
 
   /** Takes over one reference to {@code region} (null: no payload is expected). */
@@ -40,15 +40,26 @@ final class Fetch implements Member.Waiter, Sink.Outcome {
 
   void start(long deadlineMs) {
     synchronized (this) {
-      alarm = bridge.timer().schedule(this::expire, deadlineMs, TimeUnit.MILLISECONDS);
+      alarm = bridge.timer().schedule(this::cancel, deadlineMs, TimeUnit.MILLISECONDS);
     }
-    member.await(wanted.source(), this);
+    member.turns.await(wanted.source(), this);
+  }
+
+  /** Answers now, if it has not been answered. */
+  void cancel() {
+    failed(new BridgeException(BridgeException.Code.TIMEOUT,
+        "rank " + wanted.source() + " did not deliver in time", wanted.source()));
   }
 
   @Override
   public void ready() {
     try {
-      member.started(this);
+      synchronized (this) {
+        if (answered) {
+          return;
+        }
+        member.turns.started(this);
+      }
       Member.Peer peer = member.peer(wanted.source());
       bridge.peers().fetch(member.client(peer.rank()), peer.executorId(),
           wanted.name(peer.nonce()), sink, this::notOpened);
@@ -58,17 +69,11 @@ final class Fetch implements Member.Waiter, Sink.Outcome {
   }
 
   private void notOpened(Throwable error) {
-    boolean absent = String.valueOf(error.getMessage()).contains("BlockNotFound");
-    failed(absent
+    failed(Peers.isAbsent(error)
         ? new BridgeException(BridgeException.Code.NOT_FOUND,
             "rank " + wanted.source() + " does not have it (any more)", wanted.source())
         : new BridgeException(BridgeException.Code.PEER_LOST,
             "its block service does not answer: " + error, wanted.source()));
-  }
-
-  private void expire() {
-    failed(new BridgeException(BridgeException.Code.TIMEOUT,
-        "rank " + wanted.source() + " did not deliver in time", wanted.source()));
   }
 
   @Override
@@ -101,7 +106,7 @@ final class Fetch implements Member.Waiter, Sink.Outcome {
       }
     }
     sink.cancel();
-    member.finished(this);
+    member.turns.finished(this);
     if (region != null) {
       region.release();
     }

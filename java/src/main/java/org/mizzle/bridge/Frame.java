@@ -1,21 +1,22 @@
 package org.mizzle.bridge;
 
 import java.io.ByteArrayOutputStream;
-import java.io.EOFException;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
-import java.nio.channels.ReadableByteChannel;
 import java.nio.charset.StandardCharsets;
 
 /**
  * One message on the socket: u32 length, u8 type, u32 tag, body; little endian (protocol/frames.md).
- * Lengths are checked before anything is allocated. A reader may throw BufferUnderflowException on a
- * short body; the session answers REFUSED and closes.
+ * Lengths are checked before anything is allocated. A body that is
+ * too short throws BufferUnderflowException; the session answers REFUSED and closes.
  */
 final class Frame {
   static final int MAX_BYTES = 1 << 20;
+  private static final int LENGTH_BYTES = 4;
   private static final int PREFIX_BYTES = 5;
+  /** Length of the longest frame with its length word. */
+  static final int LONGEST = LENGTH_BYTES + MAX_BYTES;
 
   final int type;
   final int tag;
@@ -27,39 +28,32 @@ final class Frame {
     this.body = body.order(ByteOrder.LITTLE_ENDIAN);
   }
 
-  /** The next frame, or null at a clean end of the stream. */
-  static Frame read(ReadableByteChannel channel) throws IOException {
-    ByteBuffer length = ByteBuffer.allocate(4).order(ByteOrder.LITTLE_ENDIAN);
-    if (!fill(channel, length)) {
+  /** The frame that {@code in}, filled from its beginning, starts with; null: it is not whole. */
+  static Frame take(ByteBuffer in) throws IOException {
+    if (in.position() < LENGTH_BYTES) {
       return null;
     }
-    int size = length.flip().getInt();
+    int size = in.getInt(0);
     if (size < PREFIX_BYTES || size > MAX_BYTES) {
-      throw new IOException("frame of " + size + " bytes refused: allowed are " + PREFIX_BYTES
-          + " to " + MAX_BYTES);
+      throw new IOException("frame of " + Integer.toUnsignedString(size)
+          + " bytes refused: allowed are " + PREFIX_BYTES + " to " + MAX_BYTES);
+    }
+    if (in.position() < LENGTH_BYTES + size) {
+      return null;
     }
     ByteBuffer frame = ByteBuffer.allocate(size).order(ByteOrder.LITTLE_ENDIAN);
-    if (!fill(channel, frame)) {
-      throw new EOFException("the stream ended within a frame");
-    }
-    frame.flip();
+    in.flip();
+    frame.put(0, in, LENGTH_BYTES, size);
+    in.position(LENGTH_BYTES + size);
+    in.compact();
     int type = Byte.toUnsignedInt(frame.get());
     int tag = frame.getInt();
     return new Frame(type, tag, frame.slice());
   }
 
-  private static boolean fill(ReadableByteChannel channel, ByteBuffer into) throws IOException {
-    boolean started = false;
-    while (into.hasRemaining()) {
-      if (channel.read(into) < 0) {
-        if (started) {
-          throw new EOFException("the stream ended within a frame");
-        }
-        return false;
-      }
-      started = true;
-    }
-    return true;
+  /** One number as it lies in frames and in control regions. */
+  static byte[] bytesOf(int value) {
+    return new Builder().u32(value).body();
   }
 
   byte[] bytes(int count) {
@@ -122,7 +116,7 @@ final class Frame {
 
     /** The whole frame, ready to write. */
     ByteBuffer frame(int type, int tag) {
-      ByteBuffer frame = ByteBuffer.allocate(4 + PREFIX_BYTES + out.size())
+      ByteBuffer frame = ByteBuffer.allocate(LENGTH_BYTES + PREFIX_BYTES + out.size())
           .order(ByteOrder.LITTLE_ENDIAN);
       frame.putInt(PREFIX_BYTES + out.size()).put((byte) type).putInt(tag).put(out.toByteArray());
       return frame.flip();

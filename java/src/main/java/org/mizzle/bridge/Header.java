@@ -2,6 +2,7 @@ package org.mizzle.bridge;
 
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.util.HexFormat;
 import java.util.List;
 import java.util.zip.CRC32C;
 
@@ -13,6 +14,7 @@ final class Header {
   static final int BYTES = 64;
   static final int MAX_META_BYTES = 64 * 1024;
   private static final int IDENTITY_BYTES = 40;
+  private static final int KIND_AT = 3;
   private static final int RUN_AT = 4;
   private static final int GENERATION_AT = 20;
   private static final int ITERATION_AT = 24;
@@ -52,6 +54,12 @@ final class Header {
     return raw.getLong(PAYLOAD_AT);
   }
 
+  /** The run's id, 32 hex digits. */
+  String run() {
+    return HexFormat.of().formatHex(raw.array(), RUN_AT, GENERATION_AT);
+  }
+
+  /** Unsigned. */
   int generation() {
     return raw.getInt(GENERATION_AT);
   }
@@ -67,12 +75,9 @@ final class Header {
 
   /** The block's name, as mizzle.blocks.ids.BlockId.name spells it. */
   String name(long nonce) {
-    StringBuilder run = new StringBuilder(32);
-    for (int i = 0; i < 16; i++) {
-      run.append(String.format("%02x", raw.get(RUN_AT + i)));
-    }
-    return "test_mizzle." + run + '.' + generation() + '.' + raw.getLong(ITERATION_AT) + '.'
-        + Short.toUnsignedInt(raw.getShort(OP_AT)) + '.' + raw.get(3) + '.'
+    return "test_mizzle." + run() + '.' + Integer.toUnsignedString(generation()) + '.'
+        + Long.toUnsignedString(raw.getLong(ITERATION_AT)) + '.'
+        + Short.toUnsignedInt(raw.getShort(OP_AT)) + '.' + Byte.toUnsignedInt(raw.get(KIND_AT)) + '.'
         + Byte.toUnsignedInt(raw.get(PART_AT)) + '.'
         + Short.toUnsignedInt(raw.getShort(SLICE_AT)) + '.' + source() + '.'
         + String.format("%016x", nonce);

@@ -8,9 +8,8 @@ import java.util.List;
  * What a rank tells the driver to be admitted, and how it travels inside Spark's plugin RPC: plain
  * bytes, so that no class of ours is ever deserialized.
  */
-record Join(String run, int generation, long group, int size, int wanted,
-    List<Integer> preferred, long nonce, String executorId, String host, int port, String hostId,
-    String control) {
+record Join(Group group, int size, int wanted, List<Integer> preferred, long nonce,
+    String executorId, String host, int port, String hostId, String control) {
 
   /** Answers of the driver. */
   static final int PENDING = 0;
@@ -18,8 +17,8 @@ record Join(String run, int generation, long group, int size, int wanted,
   static final int REFUSED = 2;
 
   byte[] encode() {
-    Frame.Builder out = new Frame.Builder().string(run).u32(generation).u64(group).u16(size)
-        .u32(wanted).u16(preferred.size());
+    Frame.Builder out = new Frame.Builder().string(group.run()).u32(group.generation())
+        .u64(group.number()).u16(size).u32(wanted).u16(preferred.size());
     preferred.forEach(out::u16);
     return out.u64(nonce).string(executorId).string(host).u16(port).string(hostId)
         .string(control).body();
@@ -27,7 +26,8 @@ record Join(String run, int generation, long group, int size, int wanted,
 
   static Join decode(ByteBuffer bytes) {
     Frame in = new Frame(0, 0, bytes);
-    return new Join(in.string(), in.body.getInt(), in.body.getLong(),
+    Group group = new Group(in.string(), in.body.getInt(), in.body.getLong());
+    return new Join(group,
         Short.toUnsignedInt(in.body.getShort()), in.body.getInt(), ranks(in),
         in.body.getLong(), in.string(), in.string(), Short.toUnsignedInt(in.body.getShort()),
         in.string(), in.string());

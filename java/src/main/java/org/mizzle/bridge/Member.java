@@ -101,7 +101,7 @@ final class Member {
     synchronized (this) {
       if (!left && !lossNoted) {
         lossNoted = true;
-        arena.note(Arena.LOST_AT, peer + 1);
+        arena.noteLoss(peer, why);
       }
     }
     timer.schedule(() -> turns.giveUp(error), GRACE_MS, TimeUnit.MILLISECONDS);
@@ -111,7 +111,7 @@ final class Member {
   void fenced(int fence, String why) {
     synchronized (this) {
       if (!left) {
-        arena.note(Arena.FENCED_AT, fence);
+        arena.noteFence(fence);
       }
     }
     leave(new BridgeException(BridgeException.Code.FENCED, why));

@@ -67,9 +67,20 @@ final class Peers implements Closeable {
     return factory().createClient(host, port);
   }
 
-  /** Runs {@code gone} when the connection ends, for whatever reason. */
-  static void onClose(TransportClient client, Runnable gone) {
-    client.getChannel().closeFuture().addListener((ChannelFutureListener) future -> gone.run());
+  /**
+   * Runs {@code gone} when the connection ends, for whatever reason; at once if it has ended.
+   *
+   * @return undoes it: connections are pooled and outlive their users
+   */
+  static Runnable onClose(TransportClient client, Runnable gone) {
+    ChannelFutureListener listener = future -> gone.run();
+    client.getChannel().closeFuture().addListener(listener);
+    return () -> client.getChannel().closeFuture().removeListener(listener);
+  }
+
+  /** Whether a peer refused because it has no such block; its own words are all there is. */
+  static boolean isAbsent(Throwable error) {
+    return String.valueOf(error.getMessage()).contains("BlockNotFound");
   }
 
   /** Rings a peer's bell; {@code failed} is called if it may not have been heard. */

@@ -1,14 +1,17 @@
 package org.mizzle.bridge;
 
 import java.io.IOException;
+import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.DirectoryStream;
 import java.nio.file.Files;
+import java.nio.file.NoSuchFileException;
 import java.nio.file.Path;
 import java.nio.file.StandardOpenOption;
 import java.util.ArrayList;
 import java.util.List;
+import java.util.regex.Pattern;
 import org.apache.spark.storage.StorageUtils;
 
 /**
@@ -18,7 +21,9 @@ import org.apache.spark.storage.StorageUtils;
  */
 final class Region {
   /** ByteBuffers end at 2 GiB, so a region is mapped in windows. */
-  private static final long WINDOW_BYTES = 1L << 30;
+  static final long WINDOW_BYTES = 1L << 30;
+  private static final Pattern DESCRIPTOR = Pattern.compile("/proc/\\d+/fd/\\d+");
+  private static final String MEMFD = "/memfd:mizzle-";
 
   final int id;
   final String name;
@@ -30,35 +35,86 @@ final class Region {
   /** Users plus one for being open; guarded by this. */
   private int references = 1;
 
-  Region(int id, String name, Path source, long size) throws IOException {
+  private Region(int id, String name, FileChannel channel, Path path, long size) {
     this.id = id;
     this.name = name;
+    this.channel = channel;
+    this.path = path;
     this.size = size;
+  }
+
+  /** Opens and maps memory that a worker holds meanwhile; afterwards the worker may let go. */
+  static Region open(int id, String name, Path source, long size) throws IOException {
     String target = Files.isSymbolicLink(source) ? Files.readSymbolicLink(source).toString() : "";
-    channel = FileChannel.open(source, StandardOpenOption.READ, StandardOpenOption.WRITE);
-    if (channel.size() < size) {
-      long actual = channel.size();
-      channel.close();
-      throw new IOException(source + " has " + actual + " bytes, expected " + size);
+    FileChannel channel =
+        FileChannel.open(source, StandardOpenOption.READ, StandardOpenOption.WRITE);
+    Region region = null;
+    try {
+      if (size <= 0 || channel.size() < size) {
+        throw new IOException(source + " has " + channel.size() + " bytes, expected " + size);
+      }
+      Path lasting = target.startsWith(MEMFD) ? ownDescriptor(target) : source;
+      Region opened = new Region(id, name, channel, lasting, size);
+      opened.map();
+      region = opened;
+      return region;
+    } finally {
+      if (region == null) {
+        channel.close();
+      }
     }
-    path = target.startsWith("/memfd:") ? ownDescriptor(target) : source;
-    for (long at = 0; at < size; at += WINDOW_BYTES) {
-      long length = Math.min(WINDOW_BYTES, size - at);
-      windows.add(channel.map(FileChannel.MapMode.READ_WRITE, at, length));
+  }
+
+  private void map() throws IOException {
+    boolean whole = false;
+    try {
+      for (long at = 0; at < size; at += WINDOW_BYTES) {
+        long length = Math.min(WINDOW_BYTES, size - at);
+        windows.add(channel.map(FileChannel.MapMode.READ_WRITE, at, length));
+      }
+      whole = true;
+    } finally {
+      if (!whole) {
+        windows.forEach(StorageUtils::dispose);
+      }
+    }
+  }
+
+  /**
+   * Whether a worker may hand this in: one of its memfds, by descriptor, or a file directly in the
+   * bridge's own directory. Nothing else of the file system is ever opened.
+   */
+  static boolean isMemory(Path source, Path directory) {
+    try {
+      if (DESCRIPTOR.matcher(source.toString()).matches()) {
+        return Files.readSymbolicLink(source).toString().startsWith(MEMFD);
+      }
+      return directory.equals(source.getParent()) && source.equals(source.normalize())
+          && !Files.isSymbolicLink(source);
+    } catch (IOException e) {
+      return false;
     }
   }
 
   /** The path of this process' own descriptor for the memfd; its name carries a nonce. */
   private static Path ownDescriptor(String target) throws IOException {
-    Path descriptors = Path.of("/proc/self/fd");
-    try (DirectoryStream<Path> all = Files.newDirectoryStream(descriptors)) {
+    try (DirectoryStream<Path> all = Files.newDirectoryStream(Path.of("/proc/self/fd"))) {
       for (Path fd : all) {
-        if (Files.isSymbolicLink(fd) && target.equals(Files.readSymbolicLink(fd).toString())) {
+        if (target.equals(linkOf(fd))) {
           return Path.of("/proc/" + ProcessHandle.current().pid() + "/fd/" + fd.getFileName());
         }
       }
     }
     throw new IOException("no descriptor for " + target);
+  }
+
+  /** Where a descriptor leads, or null when another thread has closed it meanwhile. */
+  private static String linkOf(Path fd) throws IOException {
+    try {
+      return Files.readSymbolicLink(fd).toString();
+    } catch (NoSuchFileException e) {
+      return null;
+    }
   }
 
   /** Buffers over [offset, offset + length), not copied; the caller holds a reference. */
@@ -79,10 +135,10 @@ final class Region {
     return parts;
   }
 
-  /** Writes one little-endian number where a worker watches for it. */
-  synchronized void write(int offset, int value) {
-    if (references > 0) {
-      windows.get(0).putInt(offset, Integer.reverseBytes(value));
+  /** Writes a few bytes where a worker looks for them; not at all where they do not fit. */
+  synchronized void write(int offset, byte[] bytes) {
+    if (references > 0 && offset + bytes.length <= size) {
+      windows.get(0).put(offset, bytes);
     }
   }
 
@@ -101,8 +157,11 @@ final class Region {
       windows.clear();
       try {
         channel.close();
+        if (!path.startsWith("/proc")) {
+          Files.deleteIfExists(path);
+        }
       } catch (IOException e) {
-        throw new java.io.UncheckedIOException(e);
+        throw new UncheckedIOException(e);
       }
     }
   }

@@ -21,13 +21,30 @@ final class Rendezvous {
   private static final long STALE_MS = 5_000;
 
   private static final class Gathering {
+    final int size;
     final Map<Long, Join> members = new LinkedHashMap<>();
     final Map<Long, Long> lastSeenMs = new HashMap<>();
+    /** By rank; null until all were there at once. */
     List<Join> table;
+
+    Gathering(int size) {
+      this.size = size;
+    }
+
+    /** Whether the group is complete now. */
+    boolean add(Join join, long nowMs) {
+      members.put(join.nonce(), join);
+      lastSeenMs.put(join.nonce(), nowMs);
+      members.keySet().removeIf(nonce -> nowMs - lastSeenMs.get(nonce) > STALE_MS);
+      if (members.size() == size) {
+        table = assign(members.values(), size);
+      }
+      return table != null;
+    }
   }
 
   private final LongSupplier clockMs;
-  private final Map<String, Map<String, Gathering>> runs = new HashMap<>();
+  private final Map<String, Map<Group, Gathering>> runs = new HashMap<>();
 
   Rendezvous(LongSupplier clockMs) {
     this.clockMs = clockMs;
@@ -50,23 +67,21 @@ final class Rendezvous {
 
   /** One question of a joiner, repeated by it until the answer is not PENDING. */
   synchronized byte[] join(Join join) {
-    Map<String, Gathering> groups = runs.get(join.run());
+    Map<Group, Gathering> groups = runs.get(join.group().run());
     if (groups == null) {
-      return Join.refused("run " + join.run() + " has ended");
+      return Join.refused("run " + join.group().run() + " has ended");
     }
-    String key = join.generation() + "." + join.group();
     // Only the newest gathering of a run is of use: the one before it ended with its job.
-    groups.keySet().removeIf(other -> !other.equals(key) && isOlder(other, join));
-    Gathering gathering = groups.computeIfAbsent(key, absent -> new Gathering());
-    if (gathering.table == null) {
-      long now = clockMs.getAsLong();
-      gathering.lastSeenMs.put(join.nonce(), now);
-      gathering.members.put(join.nonce(), join);
-      gathering.members.keySet().removeIf(n -> now - gathering.lastSeenMs.get(n) > STALE_MS);
-      if (gathering.members.size() < join.size()) {
-        return Join.pending();
-      }
-      gathering.table = assign(gathering.members.values(), join.size());
+    if (groups.keySet().stream().anyMatch(join.group()::isOlder)) {
+      return Join.refused("superseded: a later group of the run has started");
+    }
+    groups.keySet().removeIf(other -> other.isOlder(join.group()));
+    Gathering gathering = groups.computeIfAbsent(join.group(), absent -> new Gathering(join.size()));
+    if (gathering.size != join.size()) {
+      return Join.refused("the group has " + gathering.size + " ranks, not " + join.size());
+    }
+    if (gathering.table == null && !gathering.add(join, clockMs.getAsLong())) {
+      return Join.pending();
     }
     for (int rank = 0; rank < gathering.table.size(); rank++) {
       if (gathering.table.get(rank).nonce() == join.nonce()) {
@@ -76,11 +91,12 @@ final class Rendezvous {
     return Join.refused("superseded: all " + join.size() + " ranks of this group were admitted");
   }
 
-  private static boolean isOlder(String key, Join than) {
-    String[] parts = key.split("\\.");
-    int generation = Integer.parseInt(parts[0]);
-    return generation < than.generation()
-        || generation == than.generation() && Long.parseLong(parts[1]) < than.group();
+  /** A joiner gives up: it counts no more, unless its group is complete already. */
+  synchronized void withdraw(Join join) {
+    Gathering gathering = runs.getOrDefault(join.group().run(), Map.of()).get(join.group());
+    if (gathering != null && gathering.table == null) {
+      gathering.members.remove(join.nonce());
+    }
   }
 
   private static List<Join> assign(Iterable<Join> members, int size) {

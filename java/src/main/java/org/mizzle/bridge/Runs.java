@@ -6,25 +6,28 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
-import java.util.concurrent.Executor;
+import java.util.function.Predicate;
 
-/** All that this executor holds of each run: arenas, members and the fence. Guarded by this. */
+/**
+ * All that this executor holds of each run: arenas, members and the fence. Any thread may call;
+ * guarded by this, and nothing waits for a reader.
+ */
 final class Runs {
+  /** As a fence: no generation is served any more. */
+  private static final int NONE = -1;
+
   private static final class Run {
     final List<Arena> arenas = new ArrayList<>();
     final List<Member> members = new ArrayList<>();
+    /** The lowest generation that is served, unsigned. */
     int fence;
   }
 
-  private final Blocks blocks;
   private final Counters counters;
-  private final Executor janitor;
   private final Map<String, Run> runs = new HashMap<>();
 
-  Runs(Blocks blocks, Counters counters, Executor janitor) {
-    this.blocks = blocks;
+  Runs(Counters counters) {
     this.counters = counters;
-    this.janitor = janitor;
   }
 
   synchronized Set<String> names() {
@@ -51,44 +54,62 @@ final class Runs {
   /** Refuses an older generation than the fence. */
   synchronized void check(String name, int generation) throws BridgeException {
     Run run = runs.get(name);
-    if (run != null && generation < run.fence) {
+    if (run != null && Integer.compareUnsigned(generation, run.fence) < 0) {
       counters.increment(Counters.Name.FENCED);
-      throw new BridgeException(BridgeException.Code.FENCED, "generation " + generation
-          + " was superseded by " + run.fence);
+      throw new BridgeException(BridgeException.Code.FENCED, "generation "
+          + Integer.toUnsignedString(generation) + " was superseded by generation "
+          + Integer.toUnsignedString(run.fence));
     }
   }
 
   /** Raises the fence; whoever waits in an older generation is told, its blocks go. */
   void fence(String name, int generation) {
-    List<Member> old = new ArrayList<>();
+    List<Member> old;
     synchronized (this) {
       Run run = runs.computeIfAbsent(name, absent -> new Run());
-      if (generation > run.fence) {
-        run.fence = generation;
-        run.members.removeIf(member -> member.generation < generation && old.add(member));
+      if (Integer.compareUnsigned(generation, run.fence) <= 0) {
+        return;
       }
+      run.fence = generation;
+      old = take(run, member ->
+          Integer.compareUnsigned(member.group.generation(), generation) < 0);
     }
-    retire(old, "a newer generation (" + generation + ") has started");
+    String why = "superseded: generation " + Integer.toUnsignedString(generation) + " has started";
+    old.forEach(member -> member.fenced(generation, why));
   }
 
+  /** A rank is about to join: older generations end, and it is refused if it is of one itself. */
   void register(Member member) throws BridgeException {
-    fence(member.run, member.generation);
+    fence(member.group.run(), member.group.generation());
     synchronized (this) {
-      check(member.run, member.generation);
-      runs.get(member.run).members.add(member);
+      check(member.group.run(), member.group.generation());
+      runs.computeIfAbsent(member.group.run(), absent -> new Run()).members.add(member);
     }
   }
 
-  /** The members of earlier groups of this run are over: all peers have been admitted anew. */
-  void supersede(Member by) {
-    List<Member> old = new ArrayList<>();
+  /** A rank was not admitted, or not connected: nothing of it stays. */
+  void dismiss(Member member, String why) {
     synchronized (this) {
-      Run run = runs.get(by.run);
+      Run run = runs.get(member.group.run());
       if (run != null) {
-        run.members.removeIf(member -> member.hasLeft() && old.add(member));
+        run.members.remove(member);
       }
     }
-    retire(old, "its group has ended");
+    member.fenced(0, why);
+  }
+
+  /**
+   * The members of earlier groups that have left are over. Called when all ranks of a later group
+   * were admitted: the driver starts it only when no rank of an earlier one runs any more.
+   */
+  void supersede(Group by) {
+    List<Member> old;
+    synchronized (this) {
+      Run run = runs.get(by.run());
+      old = run == null
+          ? List.of() : take(run, member -> member.hasLeft() && member.group.isOlder(by));
+    }
+    old.forEach(member -> member.fenced(0, "its group has ended"));
   }
 
   /** The run is over: everything of it goes. */
@@ -98,29 +119,14 @@ final class Runs {
       run = runs.remove(name);
     }
     if (run != null) {
-      retire(run.members, "the run has ended");
-      janitor.execute(() -> run.arenas.forEach(Arena::close));
+      run.members.forEach(member -> member.fenced(NONE, "the run has ended"));
+      run.arenas.forEach(Arena::close);
     }
   }
 
-  /** Removes blocks where waiting for their readers holds nobody up. */
-  void remove(List<Runnable> work) {
-    work.forEach(janitor::execute);
-  }
-
-  private void retire(List<Member> members, String why) {
-    for (Member member : members) {
-      member.end(new BridgeException(BridgeException.Code.FENCED, why));
-      remove(member.drop(null, blocks));
-      janitor.execute(() -> takeDownBells(member));
-    }
-  }
-
-  private void takeDownBells(Member member) {
-    blocks.remove(Member.reason(member.run, member.generation, member.nonce), null);
-    for (int peer = 0; peer < member.size; peer++) {
-      blocks.remove(Member.bell(member.run, member.generation, member.nonce, peer), null);
-      blocks.remove(Member.alarm(member.run, member.generation, member.nonce, peer), null);
-    }
+  private static List<Member> take(Run run, Predicate<Member> which) {
+    List<Member> taken = run.members.stream().filter(which).toList();
+    run.members.removeAll(taken);
+    return taken;
   }
 }

@@ -6,13 +6,14 @@ import java.nio.ByteBuffer;
 import java.nio.channels.SocketChannel;
 import java.nio.file.Files;
 import java.security.MessageDigest;
+import java.util.Locale;
 import jdk.net.ExtendedSocketOptions;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * One Python worker's connection. Reads frames on its own thread; answers may come from any. A
- * worker that disappears without leaving is reported to its peers as lost.
+ * One Python worker's connection. Reads frames on its own thread; answers may come from any, and
+ * never block it. A worker that disappears without leaving is reported to its peers as lost.
  */
 final class Session implements Runnable {
   /** Requests; an answer has the same type with the top bit set, an error has type ERROR. */
@@ -29,6 +30,7 @@ final class Session implements Runnable {
   static final int LABEL = 11;
   static final int COUNTERS = 12;
   static final int COUNT_BLOCKS = 13;
+  static final int CANCEL = 14;
   static final int ANSWER = 0x80;
   static final int ERROR = 0xFF;
   private static final Logger LOG = LoggerFactory.getLogger(Session.class);
@@ -36,6 +38,7 @@ final class Session implements Runnable {
   private final Bridge bridge;
   private final SocketChannel channel;
   private final Rank rank;
+  private Wire wire;
   private boolean trusted;
 
   Session(Bridge bridge, SocketChannel channel) {
@@ -46,10 +49,11 @@ final class Session implements Runnable {
 
   @Override
   public void run() {
-    try (channel) {
-      Frame frame = Frame.read(channel);
+    try (channel; Wire opened = new Wire(channel)) {
+      wire = opened;
+      Frame frame = wire.next();
       while (frame != null && handle(frame)) {
-        frame = Frame.read(channel);
+        frame = wire.next();
       }
     } catch (IOException e) {
       LOG.debug("a worker's connection broke", e);
@@ -61,7 +65,7 @@ final class Session implements Runnable {
   /** Whether to go on: a frame that is not understood ends the session. */
   private boolean handle(Frame frame) throws IOException {
     try {
-      if (frame.type == HELLO) {
+      if (frame.type == HELLO && !trusted) {
         hello(frame);
       } else if (trusted) {
         dispatch(frame);
@@ -71,7 +75,7 @@ final class Session implements Runnable {
       return true;
     } catch (BridgeException e) {
       answer(frame.tag, e);
-      return e.code != BridgeException.Code.REFUSED || trusted;
+      return trusted;
     } catch (BufferUnderflowException | IllegalArgumentException e) {
       bridge.counters().increment(Counters.Name.REFUSED);
       answer(frame.tag, new BridgeException(BridgeException.Code.REFUSED,
@@ -104,10 +108,11 @@ final class Session implements Runnable {
     switch (frame.type) {
       case CLAIM -> answer(frame, rank.claim(frame));
       case REGION -> answer(frame, rank.region(frame));
-      case JOIN -> answer(frame, rank.join(frame));
-      case PUT -> rank.put(frame);
-      case FETCH -> rank.fetch(frame, new Answer(frame.tag));
-      case DROP -> rank.drop(frame);
+      case JOIN -> answer(frame, rank.join(frame, wire::hungUp));
+      case PUT -> rank.trade().put(frame);
+      case FETCH -> rank.trade().fetch(frame, new Answer(frame.tag));
+      case DROP -> rank.trade().drop(frame);
+      case CANCEL -> rank.trade().cancel(frame);
       case FENCE -> answer(frame, rank.fence(frame));
       case ABORT -> rank.abort(frame.string());
       case LEAVE -> answer(frame, rank.leave());
@@ -122,26 +127,22 @@ final class Session implements Runnable {
   private Frame.Builder counters() {
     Frame.Builder out = new Frame.Builder().u16(Counters.Name.values().length);
     for (Counters.Name name : Counters.Name.values()) {
-      out.string(name.name().toLowerCase(java.util.Locale.ROOT)).u64(bridge.counters().get(name));
+      out.string(name.name().toLowerCase(Locale.ROOT)).u64(bridge.counters().get(name));
     }
     return out;
   }
 
   private void answer(Frame request, Frame.Builder body) throws IOException {
-    write(body.frame(request.type | ANSWER, request.tag));
+    wire.send(body.frame(request.type | ANSWER, request.tag));
   }
 
   private void answer(int tag, BridgeException e) throws IOException {
-    write(new Frame.Builder().u8(e.code.wire).u32(e.rank).string(e.getMessage())
-        .frame(ERROR, tag));
+    wire.send(error(tag, e));
   }
 
-  private void write(ByteBuffer frame) throws IOException {
-    synchronized (channel) {
-      while (frame.hasRemaining()) {
-        channel.write(frame);
-      }
-    }
+  private static ByteBuffer error(int tag, BridgeException e) {
+    return new Frame.Builder().u8(e.code.wire).u32(e.rank).string(e.getMessage())
+        .frame(ERROR, tag);
   }
 
   /** Sends a fetch's outcome; when the worker is gone there is nobody to tell. */
@@ -159,13 +160,12 @@ final class Session implements Runnable {
 
     @Override
     public void answer(BridgeException e) {
-      send(new Frame.Builder().u8(e.code.wire).u32(e.rank).string(e.getMessage())
-          .frame(ERROR, tag));
+      send(error(tag, e));
     }
 
     private void send(ByteBuffer frame) {
       try {
-        write(frame);
+        wire.send(frame);
       } catch (IOException e) {
         LOG.debug("the worker that asked is gone", e);
       }

@@ -1,6 +1,5 @@
 package org.mizzle.bridge;
 
-import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.util.List;
 import java.util.zip.CRC32C;
@@ -8,7 +7,9 @@ import org.apache.spark.network.client.StreamCallback;
 
 /**
  * Receives one block: header, meta and payload, the payload straight into an arena while its
- * checksum is taken. Called by one network thread; {@link #cancel} by any.
+ * checksum is taken. Called by one network thread; {@link #cancel} by any. It never throws: that
+ * would close the connection, which other ranks and runs use as well. What is not wanted any more
+ * is read and thrown away.
  */
 final class Sink implements StreamCallback {
   /** Told exactly once how it ended. */
@@ -29,6 +30,7 @@ final class Sink implements StreamCallback {
   private byte[] meta;
   private long received;
   private int targetAt;
+  /** Whether the payload is longer than its place, so that its bytes are only checked. */
   private boolean discard;
   /** Guarded by this: after it is set nothing is written to the arena any more. */
   private boolean done;
@@ -42,19 +44,16 @@ final class Sink implements StreamCallback {
   }
 
   @Override
-  public synchronized void onData(String streamId, ByteBuffer data) throws IOException {
-    if (done) {
-      throw new IOException("nobody waits for this block any more");
-    }
+  public synchronized void onData(String streamId, ByteBuffer data) {
     try {
-      while (data.hasRemaining()) {
+      while (!done && data.hasRemaining()) {
         take(data);
       }
     } catch (BridgeException e) {
-      finish();
+      done = true;
       outcome.failed(e);
-      throw new IOException(e.getMessage(), e);
     }
+    data.position(data.limit());
   }
 
   private void take(ByteBuffer data) throws BridgeException {
@@ -120,7 +119,7 @@ final class Sink implements StreamCallback {
     if (done) {
       return;
     }
-    finish();
+    done = true;
     boolean whole = header != null
         && received == Header.BYTES + meta.length + header.payloadBytes();
     if (whole && header.bodyMatches(crc)) {
@@ -134,7 +133,7 @@ final class Sink implements StreamCallback {
   @Override
   public synchronized void onFailure(String streamId, Throwable cause) {
     if (!done) {
-      finish();
+      done = true;
       outcome.failed(new BridgeException(BridgeException.Code.PEER_LOST,
           "the connection broke within a block: " + cause, source));
     }
@@ -143,11 +142,7 @@ final class Sink implements StreamCallback {
   /** Stops writing to the arena; the outcome is not told. Returns false when it had ended. */
   synchronized boolean cancel() {
     boolean was = done;
-    finish();
-    return !was;
-  }
-
-  private void finish() {
     done = true;
+    return !was;
   }
 }

@@ -5,7 +5,9 @@ import java.io.EOFException;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.channels.CancelledKeyException;
 import java.nio.channels.ClosedByInterruptException;
+import java.nio.channels.ClosedChannelException;
 import java.nio.channels.SelectionKey;
 import java.nio.channels.Selector;
 import java.nio.channels.SocketChannel;
@@ -45,20 +47,24 @@ final class Wire implements Closeable {
       if (frame != null) {
         return frame;
       }
+      int before = in.position();
       if (hungUp()) {
         if (in.position() > 0) {
           throw new EOFException("the stream ended within a frame");
         }
         return null;
       }
-      if (Frame.take(in, false)) {
-        continue;
+      if (in.position() == before) {
+        waitUntilReady();
       }
-      selector.select();
-      selector.selectedKeys().clear();
-      if (Thread.currentThread().isInterrupted()) {
-        throw new ClosedByInterruptException();
-      }
+    }
+  }
+
+  private void waitUntilReady() throws IOException {
+    selector.select();
+    selector.selectedKeys().clear();
+    if (Thread.currentThread().isInterrupted()) {
+      throw new ClosedByInterruptException();
     }
   }
 
@@ -103,8 +109,11 @@ final class Wire implements Closeable {
         }
         out.poll();
       }
-      if (key.isValid()) {
-        key.interestOps(SelectionKey.OP_READ | (out.isEmpty() ? 0 : SelectionKey.OP_WRITE));
+      int wanted = SelectionKey.OP_READ | (out.isEmpty() ? 0 : SelectionKey.OP_WRITE);
+      try {
+        key.interestOps(wanted);
+      } catch (CancelledKeyException e) {
+        throw new ClosedChannelException();
       }
     }
   }

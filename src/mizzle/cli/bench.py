@@ -1,0 +1,138 @@
+"""`mizzle bench allreduce`: the all-reduce measured beside gloo and Spark's own reduce, on the same executors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Annotated
+
+import typer
+from pyspark.sql import SparkSession
+from rich.console import Console
+from rich.table import Table
+
+from mizzle.cli.output import JsonFile, check_writable, write_json
+from mizzle.cli.quiet import quiet_session
+from mizzle.cli.sizes import format_size, parse_size
+from mizzle.errors import ConfigError, MizzleError
+from mizzle.spark.bench import SYSTEMS, BenchPlan, BenchRecord, System, bench_all_reduce, contenders
+
+_TRANSPORTS = ("shm", "blocks")
+_ROUNDS = 3
+_MB = 10**6
+
+bench = typer.Typer(no_args_is_help=True, help="Measure mizzle beside others, on the same executors.")
+
+
+@bench.callback()
+def _bench() -> None:
+    """Keeps `allreduce` a command of its own while it is the only one."""
+
+
+@bench.command()
+def allreduce(
+    workers: Annotated[int, typer.Option(min=1, max=500, help="Ranks, each an executor process.")] = 2,
+    sizes: Annotated[str, typer.Option(help="Bytes of a rank's array: B, KB (1024), MB (10^6), GB.")] = "1KB,1MB,28MB",
+    transports: Annotated[str, typer.Option(help="Ways of mizzle: shm, blocks.")] = "shm,blocks",
+    systems: Annotated[str, typer.Option(help=f"Who takes part: {', '.join(SYSTEMS)}.")] = "mizzle,gloo",
+    repeats: Annotated[int, typer.Option(min=1, help="Timed all-reduces of each at each size.")] = 30,
+    warmup: Annotated[int, typer.Option(min=0, help="Untimed ones before them, in every round.")] = 10,
+    master: Annotated[
+        str | None, typer.Option(help="Spark master.", show_default="local-cluster[WORKERS,1,MEMORY]")
+    ] = None,
+    json: JsonFile = None,
+) -> None:
+    """Time the all-reduce (sum) of fp32 arrays, one array a rank, one torch thread a rank.
+
+    All take turns in three rounds, in one Spark application; each result is verified against the exact sum, outside
+    the timed part. An iteration takes as long as its slowest rank, from a barrier before it.
+    mizzle: ctx.all_reduce on a tensor, which includes copying it into the arena and the result out of it.
+    gloo: torch.distributed's all-reduce in place, over TCP.
+    reduce, tree_reduce: RDD.reduce and RDD.treeReduce of numpy arrays plus a broadcast of the sum to all executors,
+    timed at the driver, with mizzle's Spark settings; making the arrays is included.
+
+    The JSON is a list of {system, transport, workers, bytes, median_s, p95_s, min_s, repeats, verified}.
+    """
+    check_writable(json)
+    plan = BenchPlan(
+        workers=workers,
+        sizes=tuple(parse_size(size) for size in listed(sizes)),
+        contenders=contenders(
+            [_system(name) for name in listed(systems)],
+            [one_of(name, _TRANSPORTS, "transport") for name in listed(transports)],
+        ),
+        repeats=repeats,
+        warmup=warmup,
+        rounds=_ROUNDS,
+    )
+    console = Console()
+    with quiet_session(master or default_master(plan), conf=_conf(plan)) as spark:
+        records = _measure(spark, plan, console)
+    write_json(json, [record.as_dict() for record in records])
+    console.print(table(records))
+    wrong = [f"{r.system} ({r.transport}) at {format_size(r.bytes)}" for r in records if not r.verified]
+    if wrong:
+        raise MizzleError(f"results were not the exact sum: {', '.join(wrong)}; do not use these figures")
+
+
+def _measure(spark: SparkSession, plan: BenchPlan, console: Console) -> list[BenchRecord]:
+    if not console.is_terminal:
+        return bench_all_reduce(spark, plan, lambda what: console.print(what, highlight=False, soft_wrap=True))
+    with console.status("") as status:
+        return bench_all_reduce(spark, plan, status.update)
+
+
+def listed(text: str) -> list[str]:
+    """The items of a comma-separated option, each once, in their order."""
+    return list(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
+
+
+def one_of(name: str, known: Sequence[str], what: str) -> str:
+    """The name, if it is known.
+
+    Raises:
+        ConfigError: names it and those that are known.
+    """
+    if name not in known:
+        raise ConfigError(f"{name!r} is no {what}: give some of {', '.join(known)}")
+    return name
+
+
+def _system(name: str) -> System:
+    return SYSTEMS[SYSTEMS.index(one_of(name, SYSTEMS, "system"))]
+
+
+def default_master(plan: BenchPlan) -> str:
+    """Separate executor processes of one slot each, so that every rank has its own."""
+    return f"local-cluster[{plan.workers},1,{executor_mb(plan)}]"
+
+
+def executor_mb(plan: BenchPlan) -> int:
+    """Heap of an executor: mizzle's arrays lie outside it, but arrays of an RDD pass through it, more than once."""
+    return max(1024, 512 + 4 * math.ceil(max(plan.sizes) / _MB))
+
+
+def _conf(plan: BenchPlan) -> dict[str, str]:
+    conf = {"spark.app.name": "mizzle bench"}
+    if any(contender.transport == "driver" for contender in plan.contenders):
+        # All arrays meet in the driver: the limit of 1 GB is there to refuse just that.
+        heap_mb = 1024 + 2 * (plan.workers + 1) * math.ceil(max(plan.sizes) / _MB)
+        conf |= {"spark.driver.maxResultSize": "0", "spark.driver.memory": f"{heap_mb}m"}
+    return conf
+
+
+def table(records: Sequence[BenchRecord]) -> Table:
+    """The records for people: milliseconds, and how many times gloo's median each median is."""
+    gloo = {record.bytes: record.median_s for record in records if record.system == "gloo"}
+    shown = Table(title=f"all-reduce of fp32, {records[0].workers} workers, ms")
+    for name in ("bytes", "system", "median", "p95", "min", "/ gloo", "exact"):
+        shown.add_column(name, justify="left" if name == "system" else "right")
+    for record in records:
+        shown.add_row(
+            format_size(record.bytes),
+            f"{record.system} ({record.transport})",
+            *(f"{1e3 * seconds:.2f}" for seconds in (record.median_s, record.p95_s, record.min_s)),
+            f"{record.median_s / gloo[record.bytes]:.2f}" if record.bytes in gloo else "-",
+            "yes" if record.verified else "NO",
+        )
+    return shown

@@ -1,0 +1,200 @@
+"""What `mizzle bench` puts beside each other: all-reduces of the same numbers by mizzle, by gloo and by plain Spark.
+
+The numbers are whole and small, so that their sum is exact in fp32 in any order; they differ between ranks and from
+iteration to iteration, so that stale or missing data is noticed. Making and checking them is not timed.
+"""
+
+from __future__ import annotations
+
+import datetime
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from pyspark import Broadcast, SparkContext
+
+from mizzle.spark.worker import RankContext
+
+_PERIOD = 1009
+"""Prime, so that it fits no alignment: data at a wrong place is wrong data."""
+_ITERATIONS = 64
+"""Values come again after so many iterations; nothing lives that long."""
+_RANK_STEP = 97
+
+Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Series:
+    """All-reduces in a row.
+
+    Attributes:
+        num_elements: fp32 values of one array.
+        warmup: iterations before the clock counts.
+        repeats: timed iterations.
+    """
+
+    num_elements: int
+    warmup: int
+    repeats: int
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """What a series gave.
+
+    Attributes:
+        seconds: of each timed iteration.
+        verified: whether all results, those of the warm-up included, were the exact sum.
+    """
+
+    seconds: list[float]
+    verified: bool
+
+
+def pattern(num_elements: int) -> np.ndarray:
+    """0, 1, ... 1008, 0, 1, ...: what all contributions share, (num_elements,) fp32."""
+    return np.resize(np.arange(_PERIOD, dtype=np.float32), num_elements)
+
+
+def offset(rank: int, iteration: int) -> int:
+    """What a rank adds to the pattern in an iteration."""
+    return rank * _RANK_STEP + iteration % _ITERATIONS
+
+
+def total_offset(ranks: int, iteration: int) -> int:
+    """The offsets of all ranks together; their sum is ``ranks * pattern + total_offset``, exact up to 500 ranks."""
+    return sum(offset(rank, iteration) for rank in range(ranks))
+
+
+@dataclass(frozen=True, slots=True)
+class MizzleSeries:
+    """A rank's part in a series through ``ctx.all_reduce``, its copies in and out of the arena included."""
+
+    series: Series
+
+    def __call__(self, context: RankContext) -> Samples:
+        """Run it."""
+        return time_rank(context, self.series, context.all_reduce)
+
+
+@dataclass(frozen=True, slots=True)
+class GlooSeries:
+    """A rank's part in a series through gloo's all-reduce in place.
+
+    Attributes:
+        series: what to do.
+        one_host: whether all ranks are on one host: gloo then stays on loopback.
+    """
+
+    series: Series
+    one_host: bool
+
+    def __call__(self, context: RankContext) -> Samples:
+        """Run it."""
+        with gloo_group(context, one_host=self.one_host) as group:
+
+            def reduce(array: torch.Tensor) -> torch.Tensor:
+                group.allreduce([array]).wait()
+                return array
+
+            return time_rank(context, self.series, reduce)
+
+
+@contextmanager
+def gloo_group(context: RankContext, *, one_host: bool) -> Iterator[dist.ProcessGroup]:
+    """A gloo group of the context's ranks, over a store that rank 0 opens on a port of the system's choice."""
+    host = "127.0.0.1" if one_host else context.host
+    timeout = datetime.timedelta(seconds=context.job.timeout_s)
+    if context.rank == 0:
+        store = dist.TCPStore(host, 0, context.size, is_master=True, wait_for_workers=False, timeout=timeout)
+        told = np.frombuffer(f"{host}:{store.port}".encode(), dtype=np.uint8)
+    root = context.broadcast(told.astype(np.int32) if context.rank == 0 else None)
+    address, _, port = bytes(np.asarray(root).astype(np.uint8)).decode().rpartition(":")
+    if context.rank != 0:
+        store = dist.TCPStore(address, int(port), context.size, is_master=False, timeout=timeout)
+    options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - torch's own way to name gloo's interface
+    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001 - likewise
+    options._timeout = timeout  # noqa: SLF001 - likewise
+    yield dist.ProcessGroupGloo(store, context.rank, context.size, options)
+    context.barrier()  # the store lives in rank 0: it goes last
+
+
+def time_rank(context: RankContext, series: Series, reduce: Reduce) -> Samples:
+    """Time a rank's calls of ``reduce``, one torch thread, all ranks at a barrier before each."""
+    torch.set_num_threads(1)
+    base = torch.from_numpy(pattern(series.num_elements))
+    mine, wanted = torch.empty_like(base), torch.empty_like(base)
+    seconds, verified = [], True
+    for iteration in range(series.warmup + series.repeats):
+        torch.add(base, offset(context.rank, iteration), out=mine)
+        context.barrier()
+        begun = time.perf_counter()
+        total = reduce(mine)
+        seconds.append(time.perf_counter() - begun)
+        torch.mul(base, context.size, out=wanted).add_(total_offset(context.size, iteration))
+        verified = verified and torch.equal(total, wanted)
+    return Samples(seconds[series.warmup :], verified)
+
+
+@dataclass(frozen=True, slots=True)
+class _Contribution:
+    """Makes a partition's array on its executor."""
+
+    num_elements: int
+    iteration: int
+
+    def __call__(self, rank: int) -> np.ndarray:
+        return pattern(self.num_elements) + np.float32(offset(rank, self.iteration))
+
+
+@dataclass(frozen=True, slots=True)
+class _Received:
+    """Uses a broadcast result on an executor; checks all of it only when asked to."""
+
+    total: Broadcast[np.ndarray]
+    ranks: int
+    iteration: int
+    check: bool
+
+    def __call__(self, rows: Iterable[int]) -> Iterator[bool]:
+        yield from (self._is_exact(self.total.value) for _ in rows)
+
+    def _is_exact(self, total: np.ndarray) -> bool:
+        return not self.check or is_exact(total, self.ranks, self.iteration)
+
+
+def is_exact(total: np.ndarray, ranks: int, iteration: int) -> bool:
+    """Whether an array is the sum of all ranks' contributions of an iteration."""
+    wanted = pattern(len(total)) * np.float32(ranks) + np.float32(total_offset(ranks, iteration))
+    return bool(np.array_equal(total, wanted))
+
+
+def spark_series(context: SparkContext, system: str, series: Series, ranks: int) -> Samples:
+    """A series through ``RDD.reduce`` or ``RDD.treeReduce`` and a broadcast of the result, timed at the driver.
+
+    Making the arrays, one a partition, is inside the time: an RDD is computed when it is reduced.
+
+    Args:
+        context: the driver's Spark context.
+        system: "reduce" or "tree_reduce".
+        series: what to do.
+        ranks: partitions.
+    """
+    places = context.parallelize(range(ranks), ranks)
+    seconds, verified = [], True
+    for iteration in range(series.warmup + series.repeats):
+        arrays = places.map(_Contribution(series.num_elements, iteration))
+        begun = time.perf_counter()
+        total = arrays.treeReduce(np.add) if system == "tree_reduce" else arrays.reduce(np.add)
+        shared = context.broadcast(total)
+        places.mapPartitions(_Received(shared, ranks, iteration, check=False)).collect()
+        seconds.append(time.perf_counter() - begun)
+        there = places.mapPartitions(_Received(shared, ranks, iteration, check=True)).collect()
+        verified = verified and is_exact(total, ranks, iteration) and all(there)
+        shared.destroy()
+    return Samples(seconds[series.warmup :], verified)
