@@ -2,6 +2,7 @@
 
 Plain `struct`, none of mizzle's code: the files are a second writing-down of frames.md, not a copy of what is tested.
 """
+# ruff: noqa: INP001 - a script beside what it writes
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from unit.training import runs
 from unit.training.runs import NUM_SHARDS, Outcome, Rows, Training
 
 for module in (sys.modules[__name__], runs):
-    cloudpickle.register_pickle_by_value(module)
+    cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
 
 ITERATIONS = 8
 

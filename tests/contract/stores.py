@@ -125,7 +125,9 @@ class Joined:
     shared: SharedStore | None
 
 
-def join(bridge: LocalBridge, size: int, *, generation: int = 0, hosts: Callable[[int], int] | None = None) -> list[Joined]:
+def join(
+    bridge: LocalBridge, size: int, *, generation: int = 0, hosts: Callable[[int], int] | None = None
+) -> list[Joined]:
     """Let ``size`` ranks join the run; ``hosts`` says which of them share memory.
 
     Arenas are claimed in the order of ranks, so that a rank finds the one it had.
@@ -148,9 +150,7 @@ def join(bridge: LocalBridge, size: int, *, generation: int = 0, hosts: Callable
         if hosts is None:
             return Joined(clients[rank], memberships[rank], blocks, None)
         near = [path if hosts(peer) == hosts(rank) else "" for peer, path in enumerate(controls)]
-        one = SharedStore(
-            arenas[rank], run=RUN, generation=generation, rank=rank, controls=near, timeout_s=TIMEOUT_S
-        )
+        one = SharedStore(arenas[rank], run=RUN, generation=generation, rank=rank, controls=near, timeout_s=TIMEOUT_S)
         return Joined(clients[rank], memberships[rank], blocks, one)
 
     return [connected(rank) for rank in range(size)]
@@ -159,9 +159,7 @@ def join(bridge: LocalBridge, size: int, *, generation: int = 0, hosts: Callable
 def _routed(one: Joined, hosts: Callable[[int], int]) -> BlockStore:
     blocks, rank = one.blocks, one.blocks.rank
     assert one.shared is not None
-    routes = {
-        peer: one.shared if hosts(peer) == hosts(rank) else blocks for peer in range(blocks.size) if peer != rank
-    }
+    routes = {peer: one.shared if hosts(peer) == hosts(rank) else blocks for peer in range(blocks.size) if peer != rank}
     return RoutedStore(blocks, routes)
 
 

@@ -66,6 +66,7 @@ def allocate(name: str, num_bytes: int, directory: Path | None = None) -> tuple[
     Raises:
         ArenaError: not enough memory; lower the model's or batch's size, or raise the container's limit.
     """
+    _refuse_hopeless(name, num_bytes)
     label = f"mizzle-{name}-{secrets.token_hex(8)}"
     if hasattr(os, "memfd_create"):
         fd = os.memfd_create(label, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
@@ -88,6 +89,28 @@ def allocate(name: str, num_bytes: int, directory: Path | None = None) -> tuple[
             raise ArenaError(f"no memory for region {name!r}: {num_bytes} bytes needed ({error.strerror})") from error
         raise
     return fd, path
+
+
+def _refuse_hopeless(name: str, num_bytes: int) -> None:
+    # The kernel hands out page after page and ends a process when there is no more; it never says no beforehand.
+    free = [free for free in (_host_free_bytes(), _container_free_bytes()) if free is not None]
+    if free and num_bytes > min(free):
+        raise ArenaError(f"no memory for region {name!r}: {num_bytes} bytes needed, {min(free)} are free")
+
+
+def _host_free_bytes() -> int | None:
+    meminfo = Path("/proc/meminfo")
+    if not meminfo.is_file():
+        return None
+    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
+
+
+def _container_free_bytes() -> int | None:
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if not (limit.is_file() and used.is_file()) or (text := limit.read_text().strip()) == "max":
+        return None
+    return max(0, int(text) - int(used.read_text()))
 
 
 def map_descriptor(fd: int, num_bytes: int, *, writable: bool) -> memoryview:

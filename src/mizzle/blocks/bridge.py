@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import os
 import socket
+import struct
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 from mizzle.blocks.arena import BridgeArena, open_region
 from mizzle.blocks.deadline import Deadline
@@ -112,17 +115,35 @@ class BridgeClient:
         self._tag = 0
         self._answers: dict[int, tuple[int, bytes]] = {}
         self._received = bytearray()
-        self._socket.settimeout(max(_LEAST_S, deadline.remaining_s()))
-        try:
-            self._socket.connect(path)
-        except OSError as error:
-            raise BridgeMissing(f"the bridge at {path} does not answer: {error.strerror}") from error
-        hello = self.call(Request.HELLO, Writer().number("H", PROTOCOL_VERSION).raw(token), deadline)
+        with ExitStack() as undo:
+            undo.callback(self._socket.close)
+            self._connect(path, deadline)
+            hello = self.call(Request.HELLO, Writer().number("H", PROTOCOL_VERSION).raw(token), deadline)
+            undo.pop_all()
         self.executor_id = hello.text()
         self.host = hello.text()
         self.port = hello.number("H")
         self.host_id = hello.text()
         self.directory = Path(hello.text())
+
+    def _connect(self, path: str, deadline: Deadline) -> None:
+        # A Unix socket with a timeout of Python's does not wait while others are being accepted, it fails at once.
+        seconds = max(_LEAST_S, deadline.remaining_s())
+        self._socket.setsockopt(
+            socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("@ll", int(seconds), int(seconds % 1 * 1e6))
+        )
+        try:
+            self._socket.connect(path)
+        except OSError as error:
+            raise BridgeMissing(f"the bridge at {path} does not answer: {error.strerror}") from error
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self.close()
 
     @classmethod
     def connect(cls, deadline: Deadline) -> BridgeClient:

@@ -1,8 +1,8 @@
 """Control regions: where a rank notes, for each peer, what it has put and where the bytes lie.
 
-A region has one writer, its rank (its bridge writes two words of it, `FENCED_AT` and `LOST_AT`, and why a peer was lost). It holds: a few words, the reason of
-an abort, for each reader a counter of notes and a counter of how many of the reader's own notes were read, `SLOTS`
-notes for each reader, used in turn, and a ring of the metas that are too long for a note.
+A region has one writer, its rank; its bridge writes only `FENCED_AT`, `LOST_AT` and why that peer was lost. It holds:
+a few words, two reasons, for each reader a counter of notes and a counter of how many of the reader's own notes were
+read, `SLOTS` notes for each reader, used in turn, and a ring of the metas that are too long for a note.
 """
 
 from __future__ import annotations

@@ -31,6 +31,7 @@ def _bench() -> None:
 
 @bench.command()
 def allreduce(
+    *,
     workers: Annotated[int, typer.Option(min=1, max=500, help="Ranks, each an executor process.")] = 2,
     sizes: Annotated[str, typer.Option(help="Bytes of a rank's array: B, KB (1024), MB (10^6), GB.")] = "1KB,1MB,28MB",
     transports: Annotated[str, typer.Option(help="Ways of mizzle: shm, blocks.")] = "shm,blocks",

@@ -81,6 +81,7 @@ class DemoReport:
 
 
 def demo(
+    *,
     master: Annotated[
         str | None, typer.Option(help="Spark master, e.g. 'local-cluster[2,1,1024]'.", show_default="local[RANKS]")
     ] = None,

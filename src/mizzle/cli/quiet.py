@@ -81,7 +81,8 @@ def _loopback_settings(master: str) -> dict[str, str]:
 def _launch(settings: Mapping[str, str], stream: IO[bytes]) -> Any:  # noqa: ANN401 - py4j's view of a JVM
     """Start the JVM with its output in a file: it and the Python workers below it write there, not on the terminal."""
     conf = SparkConf(loadDefaults=False).setAll(list(settings.items()))
-    gateway = launch_gateway(conf, popen_kwargs={"stdout": stream, "stderr": stream})
+    start: Any = launch_gateway  # has no types
+    gateway = start(conf, popen_kwargs={"stdout": stream, "stderr": stream})
     SparkContext._ensure_initialized(gateway=gateway)  # noqa: SLF001 - the only way to hand over a gateway
     return SparkContext._jvm  # noqa: SLF001 - likewise
 

@@ -26,8 +26,10 @@ def parse_size(text: str) -> int:
 
 
 def format_size(num_bytes: int) -> str:
-    """The shortest of the ways that `parse_size` reads back as the same number."""
+    """In the largest unit that needs at most one decimal: `parse_size` reads back the same number."""
     for unit in ("GB", "MB", "KB"):
-        if num_bytes >= _UNITS[unit] and (num_bytes * 10) % _UNITS[unit] == 0:
-            return f"{num_bytes / _UNITS[unit]:g}{unit}"
+        tenths, rest = divmod(num_bytes * 10, _UNITS[unit])
+        if tenths >= 10 and rest == 0:
+            whole, tenth = divmod(tenths, 10)
+            return f"{whole}.{tenth}{unit}" if tenth else f"{whole}{unit}"
     return f"{num_bytes}B"

@@ -6,11 +6,12 @@ iteration to iteration, so that stale or missing data is noticed. Making and che
 
 from __future__ import annotations
 
-import datetime
+import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -106,22 +107,27 @@ class GlooSeries:
 
 
 @contextmanager
-def gloo_group(context: RankContext, *, one_host: bool) -> Iterator[dist.ProcessGroup]:
-    """A gloo group of the context's ranks, over a store that rank 0 opens on a port of the system's choice."""
+def gloo_group(context: RankContext, *, one_host: bool) -> Iterator[Any]:
+    """A gloo group of the context's ranks, over a store that rank 0 opens on a port of the system's choice.
+
+    It is made without torch's global default group, so it leaves nothing behind in the Python worker.
+    """
+    torch_dist: Any = dist  # torch's type stubs know neither the store nor gloo's options
     host = "127.0.0.1" if one_host else context.host
-    timeout = datetime.timedelta(seconds=context.job.timeout_s)
+    timeout = dt.timedelta(seconds=context.job.timeout_s)
+    told = None
     if context.rank == 0:
-        store = dist.TCPStore(host, 0, context.size, is_master=True, wait_for_workers=False, timeout=timeout)
-        told = np.frombuffer(f"{host}:{store.port}".encode(), dtype=np.uint8)
-    root = context.broadcast(told.astype(np.int32) if context.rank == 0 else None)
-    address, _, port = bytes(np.asarray(root).astype(np.uint8)).decode().rpartition(":")
+        store = torch_dist.TCPStore(host, 0, context.size, is_master=True, wait_for_workers=False, timeout=timeout)
+        told = np.frombuffer(f"{host}:{store.port}".encode(), dtype=np.uint8).astype(np.int32)
+    heard = bytes(np.asarray(context.broadcast(told)).astype(np.uint8))
     if context.rank != 0:
-        store = dist.TCPStore(address, int(port), context.size, is_master=False, timeout=timeout)
-    options = dist.ProcessGroupGloo._Options()  # noqa: SLF001 - torch's own way to name gloo's interface
-    options._devices = [dist.ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001 - likewise
+        address, _, port = heard.decode().rpartition(":")
+        store = torch_dist.TCPStore(address, int(port), context.size, is_master=False, timeout=timeout)
+    options = torch_dist.ProcessGroupGloo._Options()  # noqa: SLF001 - torch's own way to name gloo's interface
+    options._devices = [torch_dist.ProcessGroupGloo.create_device(hostname=host)]  # noqa: SLF001 - likewise
     options._timeout = timeout  # noqa: SLF001 - likewise
-    yield dist.ProcessGroupGloo(store, context.rank, context.size, options)
-    context.barrier()  # the store lives in rank 0: it goes last
+    yield torch_dist.ProcessGroupGloo(store, context.rank, context.size, options)
+    context.barrier()  # the store lives in rank 0, which must not leave first
 
 
 def time_rank(context: RankContext, series: Series, reduce: Reduce) -> Samples:

@@ -1,4 +1,7 @@
-"""Tasks that Spark starts where their rank's state lies, if a slot is free there."""
+"""Where a task runs, and tasks that Spark starts where their rank's state lies, if a slot is free there.
+
+Does not load torch: tasks that only deal rows use it.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +10,24 @@ from typing import Any
 
 from pyspark import RDD, SparkContext
 from pyspark.serializers import CPickleSerializer
+
+from mizzle.blocks.bridge import BridgeClient
+from mizzle.blocks.deadline import Deadline
+
+_CONNECT_S = 30.0
+
+
+def here() -> str:
+    """Spark's name of the executor that this task runs on.
+
+    Raises:
+        BridgeMissing: the executor has no bridge; start the session with mizzle's settings.
+    """
+    client = BridgeClient.connect(Deadline.after(_CONNECT_S))
+    try:
+        return client.executor_id
+    finally:
+        client.close()
 
 
 def placed(context: SparkContext, locations: Sequence[tuple[str, str]]) -> RDD[int]:

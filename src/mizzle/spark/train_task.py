@@ -17,8 +17,6 @@ import safetensors.torch
 import torch
 from pyspark import Broadcast, cloudpickle
 
-from mizzle.blocks.bridge import BridgeClient
-from mizzle.blocks.deadline import Deadline
 from mizzle.collectives.exchange import Exchange, ExchangeLayout
 from mizzle.errors import Misplaced
 from mizzle.scheduling.plan import Group
@@ -28,8 +26,6 @@ from mizzle.training.flat import FlatParameters
 from mizzle.training.rank import RankTrainer
 from mizzle.training.shards import ShardFile
 from mizzle.training.spec import IterationMetrics, IterationPlan, TrainingSpec
-
-_CONNECT_S = 30.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,15 +46,6 @@ class RunPlan:
         """Fresh copies of the three."""
         model, spec, columns = cloudpickle.loads(self.shipped)
         return model, spec, columns
-
-
-def here() -> str:
-    """Spark's name of the executor that this task runs on."""
-    client = BridgeClient.connect(Deadline.after(_CONNECT_S))
-    try:
-        return client.executor_id
-    finally:
-        client.close()
 
 
 @dataclass(frozen=True, slots=True)

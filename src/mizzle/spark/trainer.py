@@ -29,9 +29,9 @@ from mizzle.scheduling.plan import plan_groups
 from mizzle.spark.data import first_rows, remove_run, shard_dataframe
 from mizzle.spark.driver import DriverSide, await_slots, classic_context, default_ranks
 from mizzle.spark.groups import run_job, shipped
-from mizzle.spark.placement import placed
+from mizzle.spark.placement import here, placed
 from mizzle.spark.progress import TrainingProgress
-from mizzle.spark.train_task import GroupReport, RunPlan, TrainGroup, here
+from mizzle.spark.train_task import GroupReport, RunPlan, TrainGroup
 from mizzle.spark.validate import CheckedFrame, check_dataframe
 from mizzle.spark.worker import GroupJob
 from mizzle.training.clipping import ClipByNorm, ClipByValue

@@ -32,6 +32,8 @@ final class Bridge implements Closeable {
   /** How often it asks the driver which runs have ended; tests have it ask more often. */
   private static final String LEASE_PERIOD = "spark.mizzle.leasePeriod";
   private static final long READY_PERIOD_MS = 20;
+  /** Workers that may be waiting to be accepted; a group's tasks all come at once. */
+  private static final int BACKLOG = 1024;
   private static final long ACCEPT_PAUSE_NS = 100_000_000;
 
   private final Blocks blocks;
@@ -73,7 +75,7 @@ final class Bridge implements Closeable {
   /** Opens the socket, tells the workers where it is and the driver that it is there. */
   void start() throws IOException {
     Path socket = directory.resolve("s");
-    server.bind(UnixDomainSocketAddress.of(socket));
+    server.bind(UnixDomainSocketAddress.of(socket), BACKLOG);
     Files.deleteIfExists(card);
     Files.createFile(card,
         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));

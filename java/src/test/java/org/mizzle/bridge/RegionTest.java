@@ -151,5 +151,6 @@ final class RegionTest {
     equal(0, (int) bytes.get(8));
     check(unwatched[0] && unwatched[1], "connections are not watched any more");
     timer.shutdownNow();
+    arena.close();
   }
 }

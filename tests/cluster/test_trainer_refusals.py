@@ -1,0 +1,222 @@
+"""What `Trainer.fit` refuses before anything starts, and how a failure on a rank comes back."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from pyspark.errors import PySparkAttributeError
+from pyspark.sql import SparkSession
+from torch import nn
+
+from cluster.trainings import Fragile, assert_equal_bits, fit, frame, iteration_of, mark, trainer
+from mizzle.config import RunConfig
+from mizzle.errors import BridgeMissing, ConfigError, DataError, MizzleError, ModelError, TaskFailed
+from mizzle.spark.driver import DriverSide, classic_context
+from mizzle.spark.session import check_session
+from mizzle.spark.trainer import Trainer
+from unit.training.runs import Mlp, Training, digits
+
+
+def sgd(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.1)
+
+
+@pytest.fixture
+def nothing_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """No run is begun while the test runs."""
+    begun = []
+    real = DriverSide.run
+
+    def run(driver: DriverSide) -> Any:
+        begun.append(driver)
+        return real(driver)
+
+    monkeypatch.setattr(DriverSide, "run", run)
+    yield
+    assert not begun
+
+
+def make(
+    model: nn.Module | None = None,
+    loss: Any = nn.functional.cross_entropy,
+    optimizer: Any = sgd,
+    run: RunConfig | None = None,
+    **how: Any,
+) -> Trainer:
+    return Trainer(model or nn.Linear(2, 3), loss, optimizer, **{"global_batch_size": 4, "run": run} | how)
+
+
+GOOD = [([1.0, 2.0], k % 3) for k in range(8)]
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize(
+    ("rows", "schema", "how", "message"),
+    [
+        (GOOD, "x array<float>, y int", {"features": "z"}, r"there is no column 'z'"),
+        ([("a", 1)], "x string, y int", {}, r"column 'x' is string, which has no numbers"),
+        ([*GOOD, ([1.0], 1)], "x array<float>, y int", {}, r"row \d+ of partition \d+: column 'x' has 1 elements"),
+        ([*GOOD, (None, 1)], "x array<float>, y int", {}, r"row \d+ of partition \d+: column 'x' is null"),
+        ([*GOOD, ([1.0, None], 1)], "x array<float>, y int", {}, r"column 'x' has a null inside its array"),
+        ([], "x array<float>, y int", {}, r"the DataFrame has no rows"),
+        ([*GOOD, ([1.0, 2.0], 3)], "x array<float>, y int", {"num_classes": 3}, r"column 'y' is 3, .*0\.\.2"),
+    ],
+    ids=["missing column", "wrong type", "ragged", "null", "null inside", "empty", "label out of range"],
+)
+def test_data_that_cannot_be_trained_on_is_named(
+    spark_local: SparkSession, rows: list[Any], schema: str, how: dict[str, Any], message: str
+) -> None:
+    df = spark_local.createDataFrame(rows, schema)
+    with pytest.raises(DataError, match=message):
+        make().fit(df, **{"features": "x", "label": "y"} | how)
+
+
+def vector_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return nn.functional.cross_entropy(output, target, reduction="none")
+
+
+@pytest.mark.usefixtures("nothing_starts")
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"loss": vector_loss}, ModelError, r"the loss returned a tensor of shape \(1,\): reduce it to a scalar"),
+        ({"model": nn.Linear(7, 3)}, ModelError, r"\(inputs \(1, 2\) float32; targets .*mat1 and mat2 shapes cannot"),
+        (
+            {"model": nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))}, ModelError,
+            r"training fails on 1 row.*Expected more than 1 value per channel",
+        ),
+        ({"run": RunConfig(ranks=64)}, ConfigError, r"64 ranks need 64 task slots, but .* has 4: .*local\[n\]"),
+    ],
+    ids=["loss is no scalar", "wrong input shape", "batch norm of one row", "fewer slots than ranks"],
+)  # fmt: skip
+def test_a_model_that_cannot_be_trained_is_found_on_the_driver(
+    spark_local: SparkSession, how: dict[str, Any], error: type[MizzleError], message: str
+) -> None:
+    df = spark_local.createDataFrame(GOOD[:5], "x array<float>, y int").coalesce(1)
+    begun = time.monotonic()
+    with pytest.raises(error, match=message):
+        make(**{"run": RunConfig(ranks=2)} | how).fit(df, features="x", label="y")
+    assert time.monotonic() - begun < 30, "embedded Spark gets no more slots: there is nothing to wait for"
+
+
+def with_lock() -> nn.Module:
+    model = nn.Linear(2, 3)
+    model.lock = threading.Lock()  # type: ignore[assignment]
+    return model
+
+
+class WithFile(nn.Module):
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.file = path.open("w")
+
+
+def test_a_model_a_loss_or_a_collate_that_cannot_be_sent_is_named(spark_local: SparkSession, tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"the model cannot be sent to the executors .*'_thread.lock'"):
+        make(with_lock())
+    model = WithFile(tmp_path / "open")
+    with pytest.raises(ModelError, match=r"the model cannot be sent to the executors .*TextIOWrapper"):
+        make(model)
+    model.file.close()
+    lock = threading.Lock()
+    with pytest.raises(ModelError, match=r"the loss cannot be sent"):
+        make(loss=lambda output, target: (output.mean(), target, lock)[0])
+    df = spark_local.createDataFrame(GOOD, "x array<float>, y int")
+    with pytest.raises(ModelError, match=r"collate cannot be sent"):
+        make().fit(df, features="x", label="y", collate=lambda rows: (rows, lock))
+
+
+def test_a_lambda_can_be_sent(spark_local: SparkSession) -> None:
+    df = spark_local.createDataFrame(GOOD, "x array<float>, y int")
+    made = make(
+        loss=lambda output, target: nn.functional.cross_entropy(output, target, label_smoothing=0.1),
+        optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1),
+        run=RunConfig(ranks=2),
+    )
+    result = made.fit(
+        df, features="x", label="y", collate=lambda rows: tuple(torch.tensor(c.to_pylist()) for c in rows)
+    )
+    assert len(result.history.losses) == 2
+
+
+def to_tensor(column: Any) -> torch.Tensor:
+    return torch.tensor(column.to_pylist())
+
+
+def lbfgs(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.LBFGS(groups)
+
+
+@pytest.mark.parametrize(
+    ("how", "message"),
+    [
+        ({"optimizer": lbfgs}, r"LBFGS evaluates the loss in its step"),
+        ({"scheduler": torch.optim.lr_scheduler.ReduceLROnPlateau}, r"ReduceLROnPlateau waits for a metric"),
+    ],
+)
+def test_what_needs_more_than_a_gradient_is_refused(how: dict[str, Any], message: str) -> None:
+    with pytest.raises(ModelError, match=message):
+        make(**how)
+
+
+class Connect:
+    """A session as Spark Connect has it."""
+
+    @property
+    def sparkContext(self) -> object:  # noqa: N802 - Spark's name
+        raise PySparkAttributeError(errorClass="JVM_ATTRIBUTE_NOT_SUPPORTED", messageParameters={"attr_name": "x"})
+
+
+class Plain:
+    """A context that was started without the plugin."""
+
+    def getConf(self) -> dict[str, str]:  # noqa: N802 - Spark's name
+        return {"spark.plugins": "org.example.Other"}
+
+
+def test_a_session_that_mizzle_cannot_use_is_refused() -> None:
+    with pytest.raises(ConfigError, match="Spark Connect session, which has no sparkContext"):
+        classic_context(Connect())  # type: ignore[arg-type]
+    with pytest.raises(BridgeMissing, match=r"spark.plugins is 'org.example.Other'.*mizzle.spark_conf\(\)"):
+        check_session(Plain())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"fit takes a Spark DataFrame, not list"):
+        make().fit([1], features="x", label="y")  # type: ignore[arg-type]
+
+
+def left_behind(spark: SparkSession) -> list[str]:
+    """Files and directories of runs in the executor's local directories."""
+    local = Path(spark.sparkContext.getConf().get("spark.local.dir") or "")
+    return [str(path) for path in local.glob("blockmgr-*/mizzle-*") if path.is_dir()]
+
+
+def test_an_error_on_one_rank_names_it_ends_all_and_leaves_nothing(spark_local: SparkSession) -> None:
+    training = Training(lambda: Fragile(raises=True), mark(digits(), 43), sgd, batch_size=8)
+    assert iteration_of(training, 43) > 1
+    begun = time.monotonic()
+    before = left_behind(spark_local)
+    with pytest.raises(TaskFailed) as found:
+        fit(spark_local, training, run={"timeout_s": 100.0}, max_iterations=None, max_epochs=1)
+    assert time.monotonic() - begun < 60, "peers waited for their deadline"
+    message = str(found.value)
+    assert message.startswith("rank 1 (executor driver on ")  # row 43 is in shard 3, which rank 1 of 2 holds
+    assert "ValueError: boom at the marked row" in message
+    assert 'raise ValueError("boom at the marked row")' in message, "the traceback shows the line"
+    assert isinstance(found.value.__cause__, ValueError)
+    assert left_behind(spark_local) == before
+
+    results = [fit(spark_local, Training(Mlp, digits(), sgd), max_iterations=2) for _ in range(2)]
+    assert_equal_bits(*results)
+    assert left_behind(spark_local) == before
+
+
+def test_fewer_ranks_than_slots_are_chosen_when_there_are_fewer_shards(spark_local: SparkSession) -> None:
+    training = Training(Mlp, digits(), sgd)
+    made: Callable[..., Any] = trainer(training, run={"ranks": None, "shards": 2}, max_iterations=2).fit
+    result = made(frame(spark_local, training.data), features="x", label="y")
+    assert (result.report["ranks"], result.report["shards"]) == (2, 2)
