@@ -7,10 +7,13 @@ from pathlib import Path
 
 import safetensors.torch
 import torch
+from pyspark import cloudpickle
 
 from cluster.trainings import fit
 from mizzle.spark.session import session
 from unit.training.runs import Mlp, Training, digits
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
 
 def sgd(groups: list[dict[str, object]]) -> torch.optim.Optimizer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from pyspark import cloudpickle
 from pyspark.errors import PySparkAttributeError
 from pyspark.sql import SparkSession
 from torch import nn
@@ -21,6 +23,8 @@ from mizzle.spark.driver import DriverSide, classic_context
 from mizzle.spark.session import check_session
 from mizzle.spark.trainer import Trainer
 from unit.training.runs import Mlp, Training, digits
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
 
 def sgd(groups: Any) -> torch.optim.Optimizer:
@@ -121,7 +125,7 @@ def test_a_model_a_loss_or_a_collate_that_cannot_be_sent_is_named(spark_local: S
     with pytest.raises(ModelError, match=r"the model cannot be sent to the executors .*'_thread.lock'"):
         make(with_lock())
     model = WithFile(tmp_path / "open")
-    with pytest.raises(ModelError, match=r"the model cannot be sent to the executors .*TextIOWrapper"):
+    with pytest.raises(ModelError, match=r"the model cannot be sent to the executors .*Cannot pickle files"):
         make(model)
     model.file.close()
     lock = threading.Lock()

@@ -112,11 +112,7 @@ def demo(
     split = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.time_split.items())
     print(f"{report.iterations} iterations in {report.wall_s:.1f} s ({split}), groups of {group_size}")
     print(f"test accuracy {report.accuracy:.2%} of {len(digits.test_labels)} pictures")
-    if report.accuracy < require_accuracy:
-        raise MizzleError(
-            f"the test accuracy is {report.accuracy:.2%}, less than the required {require_accuracy:.2%}: give more "
-            f"--epochs (default {EPOCHS}), or a lower --require-accuracy"
-        )
+    check_accuracy(report.accuracy, require_accuracy)
 
 
 def train(spark: SparkSession, digits: Digits, layout: RunConfig, *, epochs: int) -> TrainingResult:
@@ -138,6 +134,19 @@ def train(spark: SparkSession, digits: Digits, layout: RunConfig, *, epochs: int
     with EpochLines(enabled=not sys.stderr.isatty()):
         return trainer.fit(
             spark.createDataFrame(digits.train), features="image", label="label", shape=(1, 8, 8), num_classes=10
+        )
+
+
+def check_accuracy(accuracy: float, required: float) -> None:
+    """Refuse a network that learnt too little.
+
+    Raises:
+        MizzleError: says what to change.
+    """
+    if accuracy < required:
+        raise MizzleError(
+            f"the test accuracy is {accuracy:.2%}, less than the required {required:.2%}: give more --epochs "
+            f"(default {EPOCHS}), or a lower --require-accuracy"
         )
 
 

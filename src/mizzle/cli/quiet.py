@@ -55,6 +55,7 @@ def quiet_session(
     except (PySparkException, Py4JError) as error:
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise ConfigError(f"Spark did not start with master {master!r}: {reason}. Its log is {log}") from error
+    left = _left_behind(spark.sparkContext, master, jvm)
     try:
         yield spark
     except BaseException as error:
@@ -63,7 +64,6 @@ def quiet_session(
     else:
         shutil.rmtree(directory)
     finally:
-        left = _left_behind(spark.sparkContext, master, jvm)
         spark.stop()
         if left is not None:
             shutil.rmtree(left, ignore_errors=True)

@@ -15,6 +15,7 @@ from mizzle.errors import ConfigError
 from mizzle.spark.bench_systems import GlooSeries, MizzleSeries, Samples, Series, spark_series
 from mizzle.spark.driver import DriverSide, await_slots
 from mizzle.spark.groups import run_group
+from mizzle.spark.probe import await_bridges
 
 System = Literal["mizzle", "gloo", "reduce", "tree_reduce"]
 SYSTEMS: tuple[System, ...] = get_args(System)
@@ -142,7 +143,9 @@ def bench_all_reduce(
     Raises:
         ConfigError: there are fewer slots than workers.
     """
-    await_slots(spark.sparkContext, plan.workers, Deadline.after(_START_S))
+    deadline = Deadline.after(_START_S)
+    await_slots(spark.sparkContext, plan.workers, deadline)
+    await_bridges(spark.sparkContext, deadline)
     one_host = len(set(DriverSide(spark.sparkContext).hosts().values())) == 1
     records = []
     for size in plan.sizes:

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from mizzle.cli.demo import DemoReport, accuracy_of
+from mizzle.cli.demo import DemoReport, accuracy_of, check_accuracy
 from mizzle.cli.digits import Digits, load_digits
 from mizzle.cli.epoch_lines import EpochLines
-from mizzle.errors import ConfigError
+from mizzle.errors import ConfigError, MizzleError
 from mizzle.spark.trainer import TrainingResult
 from mizzle.training.history import TimeSplit, TrainingHistory
 
@@ -47,6 +47,13 @@ def test_accuracy_is_the_share_of_pictures_told_right() -> None:
     images[:2, 0] = 1
     digits = Digits(load_digits().train, images, np.array([1, 1, 0, 1]))
     assert accuracy_of(FirstPixel(), digits) == 0.75
+
+
+def test_an_accuracy_below_the_required_one_is_a_failure_that_names_both() -> None:
+    check_accuracy(0.97, 0.97)
+    check_accuracy(0.0, 0.0)
+    with pytest.raises(MizzleError, match=r"96.90%, less than the required 97.00%.*--epochs.*--require-accuracy"):
+        check_accuracy(0.969, 0.97)
 
 
 def test_the_report_holds_exactly_the_promised_fields_and_no_nan() -> None:

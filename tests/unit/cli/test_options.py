@@ -14,7 +14,7 @@ from mizzle.cli import app as entry
 from mizzle.cli import bench as bench_command
 from mizzle.cli.output import check_writable, write_json
 from mizzle.errors import ConfigError, PeerLost
-from mizzle.spark.bench import BenchPlan, Contender
+from mizzle.spark.bench import BenchPlan, Contender, System
 
 
 def invoke(*arguments: str) -> Result:
@@ -72,7 +72,7 @@ def test_bench_names_a_bad_value_before_anything_starts(option: str, value: str,
 
 
 def test_bench_runs_one_executor_a_worker_with_room_for_the_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    def plan(*sizes: int, system: bench_command.System = "mizzle") -> BenchPlan:
+    def plan(*sizes: int, system: System = "mizzle") -> BenchPlan:
         return BenchPlan(3, sizes, (Contender(system, "driver" if system == "reduce" else "shm"),), 5, 1, 3)
 
     assert bench_command.default_master(plan(1024)) == "local-cluster[3,1,1024]"

@@ -15,7 +15,7 @@ STRONG = {
 
 @pytest.mark.parametrize("addresses", [["0.0.0.0"], ["127.0.0.1", "10.0.0.5"], ["::"], []])  # noqa: S104 - not bound
 def test_an_open_block_manager_without_authentication_is_warned_of_with_the_lines_to_set(addresses: list[str]) -> None:
-    found = judge_security({}.get, addresses)
+    found = judge_security(lambda _: None, addresses)
     assert found.verdict == "warn"
     assert all(address in found.seen for address in addresses)
     for name, value in STRONG.items():
@@ -24,7 +24,7 @@ def test_an_open_block_manager_without_authentication_is_warned_of_with_the_line
 
 @pytest.mark.parametrize("addresses", [["127.0.0.1"], ["127.0.1.1", "::1"]])
 def test_a_block_manager_on_loopback_is_fine_but_other_users_are_mentioned(addresses: list[str]) -> None:
-    found = judge_security({}.get, addresses)
+    found = judge_security(lambda _: None, addresses)
     assert found.verdict == "ok"
     assert "other users" in found.seen
 

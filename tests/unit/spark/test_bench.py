@@ -33,7 +33,7 @@ MIZZLE = Contender("mizzle", "shm")
 
 
 def plan(**changes: Any) -> BenchPlan:
-    given_ = {
+    given_: dict[str, Any] = {
         "workers": 2,
         "sizes": (1024,),
         "contenders": (MIZZLE,),
@@ -80,7 +80,8 @@ def test_the_exact_sum_is_exact_in_fp32_in_any_order_up_to_500_ranks() -> None:
 
 def test_stale_missing_or_shifted_data_is_not_exact() -> None:
     def total(*ranks: int, iteration: int = 5) -> np.ndarray:
-        return np.sum([pattern(2048) + np.float32(offset(rank, iteration)) for rank in ranks], axis=0)
+        rows = [pattern(2048) + np.float32(offset(rank, iteration)) for rank in ranks]
+        return np.stack(rows).sum(axis=0)
 
     assert is_exact(total(0, 1, 2), 3, 5)
     assert not is_exact(total(0, 1, 2, iteration=4), 3, 5)

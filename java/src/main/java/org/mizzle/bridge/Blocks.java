@@ -38,9 +38,9 @@ final class Blocks {
     return manager.blockManagerId().port();
   }
 
-  /** This executor's private directory on local disk, removed by Spark when the executor ends. */
-  java.io.File localDirectory() {
-    return manager.diskBlockManager().localDirs()[0];
+  /** This executor's private directories on local disk, removed by Spark when the executor ends. */
+  java.io.File[] localDirectories() {
+    return manager.diskBlockManager().localDirs();
   }
 
   /** Publishes bytes under a name never used before; they are not copied. */

@@ -12,6 +12,8 @@ import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.security.SecureRandom;
 import java.util.HexFormat;
+import java.util.Set;
+import java.util.TreeSet;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
@@ -44,6 +46,7 @@ final class Bridge implements Closeable {
   private final byte[] token = new byte[32];
   private final String hostId;
   private final Path directory;
+  private final ShardFolders folders;
   private final Path card;
   private final ServerSocketChannel server;
   private final ExecutorService workers = Executors.newCachedThreadPool(Threads.daemon("mizzle-session"));
@@ -65,11 +68,12 @@ final class Bridge implements Closeable {
     runs = new Runs(counters);
     new SecureRandom().nextBytes(token);
     leasePeriodMs = env.conf().getTimeAsMs(LEASE_PERIOD, "1s");
-    hostId = hostId();
+    hostId = Host.id();
     directory = Files.createTempDirectory("mizzle-",
         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
     server = ServerSocketChannel.open(StandardProtocolFamily.UNIX);
-    card = blocks.localDirectory().toPath().resolve("mizzle.bridge");
+    folders = new ShardFolders(blocks.localDirectories());
+    card = blocks.localDirectories()[0].toPath().resolve("mizzle.bridge");
   }
 
   /** Opens the socket, tells the workers where it is and the driver that it is there. */
@@ -116,23 +120,16 @@ final class Bridge implements Closeable {
 
   private void renewLeases() {
     try {
-      if (!runs.names().isEmpty()) {
-        driver.ended(runs.names()).forEach(runs::forget);
+      Set<String> known = new TreeSet<>(runs.names());
+      known.addAll(folders.runs());
+      for (String ended : known.isEmpty() ? known : driver.ended(known)) {
+        runs.forget(ended);
+        folders.remove(ended);
       }
-    } catch (BridgeException | RuntimeException e) {
+    } catch (BridgeException | IOException | RuntimeException e) {
       // Whatever it was: an exception that left this method would end the renewals for good.
       LOG.warn("mizzle's bridge could not renew its leases", e);
     }
-  }
-
-  /** Same for processes that see each other's /proc: one boot, one process namespace. */
-  private static String hostId() throws IOException {
-    Path boot = Path.of("/proc/sys/kernel/random/boot_id");
-    Path namespace = Path.of("/proc/self/ns/pid");
-    if (!Files.exists(boot) || !Files.exists(namespace)) {
-      return "no-proc-" + ProcessHandle.current().pid();
-    }
-    return Files.readString(boot).trim() + "/" + Files.readSymbolicLink(namespace);
   }
 
   Blocks blocks() {

@@ -1,0 +1,43 @@
+"""Any iterative job, not only deep learning: k-means, whose iterations run inside one Spark job, between peers.
+
+    python examples/03_run_group.py [master]
+"""
+
+import sys
+
+import numpy as np
+import numpy.typing as npt
+
+import mizzle
+
+CENTRES = np.array([[0.0, 0.0], [5.0, 5.0], [0.0, 5.0]], dtype=np.float32)
+
+
+def kmeans(context: mizzle.RankContext) -> npt.NDArray[np.float32]:
+    """Each rank has points of its own; after every iteration all ranks hold the same centres."""
+    noise = np.random.default_rng(context.rank)
+    points = (CENTRES[noise.integers(3, size=3000)] + noise.normal(0, 0.4, (3000, 2))).astype(np.float32)
+
+    # rank 0 chooses where to begin
+    centres = context.broadcast(points[:3] if context.rank == 0 else np.zeros((3, 2), np.float32), root=0)
+    for _ in range(20):
+        nearest = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
+        sums = np.zeros((3, 3), dtype=np.float32)  # per centre: sum of x, sum of y, number of points
+        np.add.at(sums, nearest, np.column_stack([points, np.ones(len(points), np.float32)]))
+        sums = context.all_reduce(sums)
+        centres = sums[:, :2] / np.maximum(sums[:, 2:], 1)
+    return centres
+
+
+def main(master: str = "local[2]") -> None:
+    """Run it on two ranks."""
+    spark = mizzle.session(master, app_name="k-means")
+    found = mizzle.run_group(spark, kmeans, ranks=2)
+
+    assert (found[0] == found[1]).all(), "all ranks hold the same bits"
+    print(np.round(found[0], 2).tolist())
+    spark.stop()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

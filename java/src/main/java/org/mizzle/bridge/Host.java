@@ -1,0 +1,20 @@
+package org.mizzle.bridge;
+
+import java.io.IOException;
+import java.nio.file.Files;
+import java.nio.file.Path;
+
+/** What this process can know of the machine it runs on. */
+final class Host {
+  private Host() {}
+
+  /** Same for processes that see each other's /proc: one boot, one process namespace. */
+  static String id() throws IOException {
+    Path boot = Path.of("/proc/sys/kernel/random/boot_id");
+    Path namespace = Path.of("/proc/self/ns/pid");
+    if (!Files.exists(boot) || !Files.exists(namespace)) {
+      return "no-proc-" + ProcessHandle.current().pid();
+    }
+    return Files.readString(boot).trim() + "/" + Files.readSymbolicLink(namespace);
+  }
+}
