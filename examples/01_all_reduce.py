@@ -1,6 +1,6 @@
 """All-reduce of an RDD of arrays: what ``rdd.treeReduce(np.add)`` gives, from peer to peer and without a shuffle.
 
-    python examples/01_all_reduce.py [master]
+Run it as: python examples/01_all_reduce.py [master]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """A Spark DataFrame of handwritten digits trains a small network on two ranks. Needs scikit-learn for its digits.
 
-    python examples/02_train_digits.py [master] [epochs]
+Run it as: python examples/02_train_digits.py [master] [epochs]
 """
 
 import sys

@@ -1,6 +1,6 @@
 """Any iterative job, not only deep learning: k-means, whose iterations run inside one Spark job, between peers.
 
-    python examples/03_run_group.py [master]
+Run it as: python examples/03_run_group.py [master]
 """
 
 import sys
@@ -19,13 +19,13 @@ def kmeans(context: mizzle.RankContext) -> npt.NDArray[np.float32]:
     points = (CENTRES[noise.integers(3, size=3000)] + noise.normal(0, 0.4, (3000, 2))).astype(np.float32)
 
     # rank 0 chooses where to begin
-    centres = context.broadcast(points[:3] if context.rank == 0 else np.zeros((3, 2), np.float32), root=0)
+    centres = np.asarray(context.broadcast(points[:3], root=0))
     for _ in range(20):
         nearest = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
         sums = np.zeros((3, 3), dtype=np.float32)  # per centre: sum of x, sum of y, number of points
         np.add.at(sums, nearest, np.column_stack([points, np.ones(len(points), np.float32)]))
-        sums = context.all_reduce(sums)
-        centres = sums[:, :2] / np.maximum(sums[:, 2:], 1)
+        total = np.asarray(context.all_reduce(sums))
+        centres = total[:, :2] / np.maximum(total[:, 2:], 1)
     return centres
 
 

@@ -53,7 +53,7 @@ def quiet_session(
             jvm.org.apache.spark.util.Utils.setCustomHostname(_LOOPBACK)
         spark = session(master, conf=settings)
     except (PySparkException, Py4JError) as error:
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        reason = _reason(str(error)) or type(error).__name__
         raise ConfigError(f"Spark did not start with master {master!r}: {reason}. Its log is {log}") from error
     left = _left_behind(spark.sparkContext, master, jvm)
     try:
@@ -67,6 +67,12 @@ def quiet_session(
         spark.stop()
         if left is not None:
             shutil.rmtree(left, ignore_errors=True)
+
+
+def _reason(text: str) -> str:
+    """The line that tells most: Java's own, which py4j puts behind a colon, else the first one."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return next((line.removeprefix(": ") for line in lines if line.startswith(": ")), lines[0] if lines else "")
 
 
 def is_embedded(master: str) -> bool:

@@ -295,13 +295,15 @@ class _Fit:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drop what the run left behind, also after a failure: the broadcast, and the files of its shards.
+        """Drop the broadcast, and after a failure the files of the shards: the last group removes them by itself.
 
         A task that Spark starts on another executor finds no files: they then stay until their executor ends.
         """
         try:
             if self.plan is not None:
                 self.plan.destroy()
+            if kind is None:
+                return
             where = self._locations(self._executors or tuple(self.driver.hosts()))
             placed(self.context, where).foreachPartition(partial(_remove_files, self.run))
         except (Py4JError, PySparkException) as error:

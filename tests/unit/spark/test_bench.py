@@ -81,7 +81,8 @@ def test_the_exact_sum_is_exact_in_fp32_in_any_order_up_to_500_ranks() -> None:
 def test_stale_missing_or_shifted_data_is_not_exact() -> None:
     def total(*ranks: int, iteration: int = 5) -> np.ndarray:
         rows = [pattern(2048) + np.float32(offset(rank, iteration)) for rank in ranks]
-        return np.stack(rows).sum(axis=0)
+        added: np.ndarray = np.stack(rows).sum(axis=0)
+        return added
 
     assert is_exact(total(0, 1, 2), 3, 5)
     assert not is_exact(total(0, 1, 2, iteration=4), 3, 5)
