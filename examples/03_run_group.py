@@ -18,8 +18,11 @@ def kmeans(context: mizzle.RankContext) -> npt.NDArray[np.float32]:
     noise = np.random.default_rng(context.rank)
     points = (CENTRES[noise.integers(3, size=3000)] + noise.normal(0, 0.4, (3000, 2))).astype(np.float32)
 
-    # rank 0 chooses where to begin
-    centres = np.asarray(context.broadcast(points[:3], root=0))
+    # rank 0 chooses where to begin: points far from each other
+    start = points[:1]
+    for _ in range(2):
+        start = np.vstack([start, points[((points[:, None] - start) ** 2).sum(2).min(1).argmax()]])
+    centres = np.asarray(context.broadcast(start, root=0))
     for _ in range(20):
         nearest = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
         sums = np.zeros((3, 3), dtype=np.float32)  # per centre: sum of x, sum of y, number of points
@@ -35,7 +38,8 @@ def main(master: str = "local[2]") -> None:
     found = mizzle.run_group(spark, kmeans, ranks=2)
 
     assert (found[0] == found[1]).all(), "all ranks hold the same bits"
-    print(np.round(found[0], 2).tolist())
+    for x, y in sorted(found[0].tolist()):
+        print(f"centre {x:.2f} {y:.2f}")
     spark.stop()
 
 

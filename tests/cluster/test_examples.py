@@ -17,7 +17,7 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
     [
         ("01_all_reduce.py", [], "sum 28.0, mean 3.5, float32, 1,000,000 elements"),
         ("02_train_digits.py", ["local[2]", "2"], "test accuracy 0."),
-        ("03_run_group.py", [], "[["),
+        ("03_run_group.py", [], "centre 5.0"),
     ],
 )
 def test_an_example_runs_and_prints_its_result(name: str, arguments: list[str], shown: str) -> None:
