@@ -17,6 +17,7 @@ from pyspark.sql import SparkSession
 from torch import nn
 
 from cluster.trainings import Fragile, assert_equal_bits, fit, frame, iteration_of, mark, trainer
+from harness import eventually
 from mizzle.config import RunConfig
 from mizzle.errors import BridgeMissing, ConfigError, DataError, MizzleError, ModelError, TaskFailed
 from mizzle.spark.driver import DriverSide, classic_context
@@ -203,7 +204,7 @@ def test_an_error_on_one_rank_names_it_ends_all_and_leaves_nothing(spark_local: 
     training = Training(lambda: Fragile(raises=True), mark(digits(), 43), sgd, batch_size=8)
     assert iteration_of(training, 43) > 1
     begun = time.monotonic()
-    before = left_behind(spark_local)
+    assert eventually(lambda: not left_behind(spark_local), within_s=10), "other tests' runs have ended"
     with pytest.raises(TaskFailed) as found:
         fit(spark_local, training, run={"timeout_s": 100.0}, max_iterations=None, max_epochs=1)
     assert time.monotonic() - begun < 60, "peers waited for their deadline"
@@ -212,11 +213,11 @@ def test_an_error_on_one_rank_names_it_ends_all_and_leaves_nothing(spark_local: 
     assert "ValueError: boom at the marked row" in message
     assert 'raise ValueError("boom at the marked row")' in message, "the traceback shows the line"
     assert isinstance(found.value.__cause__, ValueError)
-    assert left_behind(spark_local) == before
+    assert eventually(lambda: not left_behind(spark_local), within_s=10)
 
     results = [fit(spark_local, Training(Mlp, digits(), sgd), max_iterations=2) for _ in range(2)]
     assert_equal_bits(*results)
-    assert left_behind(spark_local) == before
+    assert eventually(lambda: not left_behind(spark_local), within_s=10)
 
 
 def test_fewer_ranks_than_slots_are_chosen_when_there_are_fewer_shards(spark_local: SparkSession) -> None:

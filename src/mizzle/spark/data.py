@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import os
 import re
-import shutil
 import socket
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -88,12 +87,13 @@ def shard_dataframe(
 ) -> list[ShardInfo]:
     """Deal the rows to shards and write the files. One Spark job; the shards of a rank land on one executor.
 
-    Files of a retried or speculative task may remain on other executors until `remove_run` or the executor's end;
-    the list names those that count. Writing a shard again replaces its file, readers of the old one are not disturbed.
+    Every executor's bridge removes the files within a second of the run's end (``ShardFolders.java``), those of
+    retried or speculative tasks as well; the list names those that count. Writing a shard again replaces its file,
+    readers of the old one are not disturbed.
 
     Args:
         checked: from `check_dataframe`.
-        run: 32 hexadecimal digits.
+        run: 32 hexadecimal digits; a run that the driver has begun.
         num_shards: V; all of them, whether written now or not.
         shards_of_rank: the shards to write, by rank. Shards that are left out are not written: so lost ones
             are rebuilt alone.
@@ -290,28 +290,6 @@ class WriteShards:
             here = (self.locate(), socket.gethostname()) if writers else ("", "")
             out += [(s, -1, w.num_rows, w.close(), str(w.path), *here) for s, w in sorted(writers.items())]
         yield _table(_WRITTEN, out)
-
-
-def remove_run(run: str) -> int:
-    """Remove the files of a run from the local directories of the executor on which this is called.
-
-    Call it in any Python task on that executor, when no task of the run will follow; when nothing is there, nothing
-    happens. Files that are still mapped stay readable. Without this call they go when the executor ends: Spark
-    removes its block directory (with an external shuffle service: when the application ends).
-
-    Returns:
-        Number of files removed.
-
-    Raises:
-        ConfigError: this process is not a Python worker of an executor.
-    """
-    removed = 0
-    for directory in _local_dirs():
-        mine = directory / f"mizzle-{run}"
-        if mine.is_dir():
-            removed += sum(1 for _ in mine.iterdir())
-            shutil.rmtree(mine)
-    return removed
 
 
 def _local_dirs() -> list[Path]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +71,7 @@ class TrainGroup:
         run_plan: broadcast once.
         group: which iterations.
         hyper: their hyper-parameters, by iteration and parameter group.
-        last: whether the run ends with it: then the model is wanted, and the shards are not any more.
+        last: whether the run ends with it: then the model is wanted.
     """
 
     run_plan: Broadcast[RunPlan]
@@ -108,8 +108,6 @@ class TrainGroup:
             metrics = trainer.run(self.iterations())
             self._keep(context, trainer.save_state())
             model_bytes = safetensors.torch.save(trainer.model_state()) if self.last and context.rank == 0 else None
-        if self.last:
-            _remove(Path(plan.paths[shard]) for shard in shards)
         return GroupReport(context.executor_id, metrics, model_bytes)
 
     def iterations(self) -> list[IterationPlan]:
@@ -139,11 +137,3 @@ class TrainGroup:
         context.arena.region(name, len(state)).buffer[: len(state)] = state
         label = {"rank": context.rank, "boundary": self.group.stop, "region": name, "bytes": len(state)}
         context.set_label(json.dumps(label).encode())
-
-
-def _remove(files: Iterable[Path]) -> None:
-    """Remove a rank's shard files; whoever leaves last removes the run's directory."""
-    for file in files:
-        file.unlink(missing_ok=True)
-        with suppress(OSError):
-            file.parent.rmdir()

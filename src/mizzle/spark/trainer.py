@@ -10,7 +10,6 @@ import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from types import TracebackType
 from typing import Any, Literal, Self
 
@@ -26,7 +25,7 @@ from mizzle.collectives.wire import Wire
 from mizzle.config import RunConfig, spread
 from mizzle.errors import ConfigError, Misplaced
 from mizzle.scheduling.plan import plan_groups
-from mizzle.spark.data import first_rows, remove_run, shard_dataframe
+from mizzle.spark.data import first_rows, shard_dataframe
 from mizzle.spark.driver import DriverSide, await_slots, classic_context, default_ranks
 from mizzle.spark.groups import run_job, shipped
 from mizzle.spark.placement import here, placed
@@ -295,19 +294,12 @@ class _Fit:
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Drop the broadcast, and after a failure the files of the shards: the last group removes them by itself.
-
-        A task that Spark starts on another executor finds no files: they then stay until their executor ends.
-        """
+        """Drop the broadcast. The bridges drop the rest when the run ends."""
         try:
             if self.plan is not None:
                 self.plan.destroy()
-            if kind is None:
-                return
-            where = self._locations(self._executors or tuple(self.driver.hosts()))
-            placed(self.context, where).foreachPartition(partial(_remove_files, self.run))
         except (Py4JError, PySparkException) as error:
-            _log.warning("run=%s left files behind: %s", self.run[:4], error)
+            _log.warning("run=%s left its broadcast behind: %s", self.run[:4], error)
 
     def _place(self, executors: tuple[str, ...]) -> None:
         if executors != self._executors:
@@ -317,8 +309,3 @@ class _Fit:
     def _locations(self, executors: tuple[str, ...]) -> list[tuple[str, str]]:
         hosts = self.driver.hosts()
         return [(hosts[executor], executor) for executor in executors]
-
-
-def _remove_files(run: str, rows: Iterable[int]) -> None:
-    for _ in rows:
-        remove_run(run)

@@ -6,7 +6,7 @@ Filled by the driver, group by group, from the ranks' metrics.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -28,19 +28,6 @@ class EpochSummary:
     rows: int = 0
     loss: float = 0.0
     iterations: int = 0
-
-
-@dataclass(frozen=True, slots=True)
-class Validation:
-    """Means over the validation data.
-
-    Attributes:
-        iteration: after how many iterations.
-        means: "loss" and the metrics, by name.
-    """
-
-    iteration: int
-    means: Mapping[str, float]
 
 
 @dataclass(slots=True)
@@ -68,14 +55,12 @@ class TrainingHistory:
         losses: mean loss of every iteration, NaN and infinite ones of skipped iterations included.
         skipped: iterations whose update was left out.
         epochs: one for each epoch begun.
-        validations: one for each epoch finished, when validation data were given.
         time: where the time went.
     """
 
     losses: list[float] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     epochs: list[EpochSummary] = field(default_factory=list)
-    validations: list[Validation] = field(default_factory=list)
     time: TimeSplit = field(default_factory=TimeSplit)
 
     def add_group(

@@ -21,7 +21,6 @@ from mizzle.errors import ConfigError, DataError, NotFiniteError, Recoverable
 from mizzle.training.buffers import ModelBuffers
 from mizzle.training.clipping import ClipByNorm, ClipByValue, global_norm, norm_message
 from mizzle.training.contributions import Contributions, mark
-from mizzle.training.evaluate import ShardEvaluation, evaluate_shard
 from mizzle.training.flat import FlatParameters
 from mizzle.training.local import ShardCompute, first_beyond
 from mizzle.training.order import EpochOrder
@@ -141,19 +140,6 @@ class RankTrainer:
         """Copies of all that ``model.state_dict()`` holds, after the last iteration: the same on all ranks."""
         self._buffers.begin(self._exchange.weights)
         return {name: value.detach().clone() for name, value in self._model.state_dict().items()}
-
-    def evaluate(self, shards: Mapping[int, ShardRows]) -> list[ShardEvaluation]:
-        """Loss and metrics on other rows with the present weights; on this rank's part of them, no peer is asked."""
-        self._buffers.begin(self._exchange.weights)
-        batch_rows = max(1, self._spec.global_batch_size // self._spec.num_shards)
-        functions = {"loss": self._spec.loss, **self._spec.metrics}
-        self._model.eval()
-        try:
-            return [
-                evaluate_shard(self._model, functions, shard, rows, batch_rows) for shard, rows in shards.items()
-            ]  # fmt: skip
-        finally:
-            self._model.train()
 
     def _iterate(self, plan: IterationPlan) -> IterationMetrics:
         clock = _Stopwatch()

@@ -6,7 +6,7 @@ All of it is frozen and travels by pickle from driver to ranks; nothing here com
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -54,7 +54,6 @@ class TrainingSpec:
             update on all ranks (its learning-rate step counts nevertheless).
         wire: element type of the gradients on their way, as the exchange was made with. With a 16-bit one the float
             buffers are rounded as well in every iteration that changes them: prefer fp32 for batch norm.
-        metrics: what a validation measures besides the loss, by name: ``metric(output, target)``, means as well.
         threads: torch's intra-op threads per rank; fixed, because kernels may add in another order with more.
     """
 
@@ -70,7 +69,6 @@ class TrainingSpec:
     seed: int = 0
     not_finite: Literal["raise", "skip"] = "raise"
     wire: Wire = Wire.FP32
-    metrics: Mapping[str, Loss] = field(default_factory=dict)
     threads: int = 1
 
     def __post_init__(self) -> None:
