@@ -13,7 +13,6 @@ import pytest
 from pyspark.ml.linalg import Vectors, VectorUDT
 from pyspark.sql import functions, types
 
-from harness import eventually
 from mizzle.errors import ConfigError, DataError
 from mizzle.spark.data import CHUNK_BYTES, DealPartition, ShardInfo, shard_dataframe
 from mizzle.spark.driver import DriverSide
@@ -102,6 +101,8 @@ def test_shards_lie_in_a_private_directory_of_the_executor_and_go_with_the_run(s
     with DriverSide(spark_local.sparkContext).run() as run:
         infos = shard_dataframe(checked, run=run, num_shards=2, shards_of_rank=[[0], [1]])
         look_at(Path(infos[0].path).parent, run, infos)
+    from harness import eventually  # not at the top: executors import this module for its functions
+
     assert eventually(lambda: not Path(infos[0].path).parent.exists(), within_s=10)
 
 
@@ -123,9 +124,10 @@ def test_lost_shards_are_written_again_alone_where_locate_says(spark_local: Spar
     df = frame(spark_local, [9, 4])
     before = {info.shard: Path(info.path).read_bytes() for info in shard(df, 4)}
     checked = check_dataframe(df, COLUMNS)
-    again = shard_dataframe(checked, run="f" * 32, num_shards=4, shards_of_rank=[[], [3, 1]], locate=fixed_name)
-    assert [(info.shard, info.executor_id) for info in again] == [(1, "executor 17"), (3, "executor 17")]
-    assert {info.shard: Path(info.path).read_bytes() for info in again} == {k: before[k] for k in (1, 3)}
+    with DriverSide(spark_local.sparkContext).run() as run:
+        again = shard_dataframe(checked, run=run, num_shards=4, shards_of_rank=[[], [3, 1]], locate=fixed_name)
+        assert [(info.shard, info.executor_id) for info in again] == [(1, "executor 17"), (3, "executor 17")]
+        assert {info.shard: Path(info.path).read_bytes() for info in again} == {k: before[k] for k in (1, 3)}
 
 
 def test_files_of_several_chunks_keep_the_order_of_rows(spark_local: SparkSession) -> None:
