@@ -45,14 +45,3 @@ class RunConfig:
             raise ConfigError(f"transport is {self.transport!r}: give one of {', '.join(get_args(Transport))}")
         if self.timeout_s <= 0:
             raise ConfigError(f"timeout_s is {self.timeout_s}: give a positive number of seconds")
-
-
-def spread(shards: int, ranks: int) -> tuple[tuple[int, ...], ...]:
-    """The shards of every rank: neighbours together, so that ranks hold whole subtrees of the sum; balanced to one.
-
-    Args:
-        shards: V, at least ``ranks``.
-        ranks: N.
-    """
-    starts = [rank * shards // ranks for rank in range(ranks + 1)]
-    return tuple(tuple(range(starts[rank], starts[rank + 1])) for rank in range(ranks))

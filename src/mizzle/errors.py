@@ -25,7 +25,7 @@ class ModelError(MizzleError):
 
 
 class NotFiniteError(MizzleError):
-    """A loss or gradient is NaN or infinite and the policy is ``raise``; the message names iteration and shard."""
+    """A loss or gradient is NaN or infinite, by the policy ``raise``; names iteration and what is not finite."""
 
 
 class Recoverable(MizzleError):
@@ -33,7 +33,7 @@ class Recoverable(MizzleError):
 
 
 class PeerLost(Recoverable):
-    """A peer's worker, executor or connection is gone. Nothing was summed; run the group again."""
+    """A peer's worker, executor or connection is gone. Nothing was summed: call ``fit``, or the operation, again."""
 
     def __init__(self, rank: int, why: str) -> None:
         """Name the lost rank and what was seen of its end."""
@@ -44,6 +44,10 @@ class PeerLost(Recoverable):
     def __reduce__(self) -> tuple[type[PeerLost], tuple[int, str]]:
         """Pickle by what it was made from, not by its message."""
         return PeerLost, (self.rank, self.why)
+
+
+class BridgeLost(Recoverable):
+    """The bridge of this executor is gone, or its connection broke: call ``fit``, or the operation, again."""
 
 
 class CollectiveTimeout(Recoverable):

@@ -12,6 +12,7 @@ from pyspark.sql import SparkSession
 
 from mizzle.errors import CollectiveMismatch, ConfigError
 from mizzle.spark.all_reduce import all_reduce
+from mizzle.spark.placement import neighbours, placed
 
 
 def arrays(spark: SparkSession, count: int, partitions: int, dtype: Any = np.float32) -> RDD[Any]:
@@ -52,6 +53,18 @@ def test_bits_do_not_depend_on_how_many_ranks_or_how_they_talk(spark_local: Spar
     tree = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + parts[6])
     for result in results:
         assert result.tobytes() == tree.tobytes()
+
+
+def test_partitions_that_locality_would_scatter_are_kept_together(spark_local: SparkSession) -> None:
+    wishes = [("host-a" if number % 2 else "host-b", "0") for number in range(300)]
+    rdd = placed(spark_local.sparkContext, wishes).map(lambda number: np.full(3, number, dtype=np.float32))
+    assert neighbours(rdd, 4).glom().map(lambda part: (part[0], part[-1], len(part))).collect() == [
+        (0, 74, 75),
+        (75, 149, 75),
+        (150, 224, 75),
+        (225, 299, 75),
+    ]
+    assert all_reduce(rdd).tolist() == [sum(range(300))] * 3
 
 
 def test_partitions_without_arrays_are_left_out(spark_local: SparkSession) -> None:

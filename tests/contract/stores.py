@@ -65,7 +65,8 @@ def memory(size: int, *, in_place: bool) -> Iterator[Ranks]:
     yield Ranks(reopen(0), reopen, flip_a_bit, fabric.num_blocks)
     for store in opened:
         store.close()
-    assert fabric.num_blocks() == 0, "blocks are left after all stores were closed"
+    fabric.end(RUN)
+    assert fabric.num_blocks() == 0, "blocks are left after the run has ended"
 
 
 @contextmanager

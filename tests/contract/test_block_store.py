@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -17,6 +19,7 @@ from mizzle.errors import (
     BlockExists,
     CollectiveMismatch,
     CollectiveTimeout,
+    ConfigError,
     CorruptBlock,
     Fenced,
     PeerLost,
@@ -260,11 +263,33 @@ def test_nothing_is_left_after_drop(open_ranks: Open) -> None:
         assert ranks.num_blocks() == 0
 
 
-def test_a_message_without_payload_arrives_though_its_source_has_closed(open_ranks: Open) -> None:
+def test_what_a_rank_put_stays_readable_after_it_closed(open_ranks: Open) -> None:
     a, b = open_ranks(2).stores
     a.put(name(0), None, meta=b"farewell", dtype=DType.RAW, to=[1])
+    a.put(name(0, op=1), filled(a, "out", b"payload"), meta=b"", dtype=DType.RAW, to=[1])
     a.close()
     assert fetch(b, name(0), 0).meta == b"farewell"
+    assert bytes(fetch(b, name(0, op=1)).payload) == b"payload"
+
+
+def test_nothing_can_be_put_after_close(open_ranks: Open) -> None:
+    a, _ = open_ranks(2).stores
+    a.close()
+    with pytest.raises(ConfigError, match="after close"):
+        a.put(name(0), None, meta=b"", dtype=DType.RAW, to=[1])
+
+
+@pytest.mark.parametrize("change", [{"source": 1}, {"run": RUN[::-1]}])
+def test_a_rank_puts_only_what_is_its_own(open_ranks: Open, change: dict[str, Any]) -> None:
+    a, _ = open_ranks(2).stores
+    with pytest.raises(ConfigError, match="what is its own"):
+        a.put(replace(name(0), **change), None, meta=b"", dtype=DType.RAW, to=[1])
+
+
+def test_a_meta_over_the_limit_is_refused(open_ranks: Open) -> None:
+    a, _ = open_ranks(2).stores
+    with pytest.raises(ConfigError, match="over the limit"):
+        a.put(name(0), None, meta=bytes(MAX_META_BYTES + 1), dtype=DType.RAW, to=[1])
 
 
 def test_many_ranks_trade_blocks_at_once(open_ranks: Open) -> None:

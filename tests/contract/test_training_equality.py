@@ -282,6 +282,34 @@ def test_fp16_overflow_on_the_wire_is_seen_before_it_is_summed() -> None:
         train(training, PLACEMENTS[2], training.plans(2))
 
 
+class Steep(nn.Module):
+    """The gradient of every shard is finite, a little below the limit; that of all of them together is not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.zeros(1))
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        return self.scale.mul(3e37) * inputs[:, :1].mul(0).add(1)
+
+
+def mean_output(output: torch.Tensor, _target: torch.Tensor) -> torch.Tensor:
+    return output.mean()
+
+
+@pytest.mark.parametrize("wire", [Wire.FP32, Wire.BF16])
+def test_gradients_that_only_overflow_in_their_sum_never_reach_the_weights(wire: Wire) -> None:
+    training = Training(Steep, digits(), OPTIMIZERS["sgd"], loss=mean_output, options={"wire": wire})
+    with pytest.raises(NotFiniteError, match=r"iteration 0 .*sum of the shards' gradients may reach .*float32"):
+        train(training, PLACEMENTS[2], training.plans(2))
+    skipping = Training(
+        Steep, digits(), OPTIMIZERS["sgd"], loss=mean_output, options={"wire": wire, "not_finite": "skip"}
+    )
+    for outcome in train(skipping, PLACEMENTS[2], skipping.plans(2)):
+        assert [one.skipped for one in outcome.metrics] == [True, True]
+        assert torch.count_nonzero(outcome.weights) == 0
+
+
 def huge_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
     return 1e7 * nn.functional.cross_entropy(output, target)
 

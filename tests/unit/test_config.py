@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mizzle.config import RunConfig, spread
+from mizzle.config import RunConfig
 from mizzle.errors import ConfigError
+from mizzle.scheduling.plan import spread
 
 
 def test_the_defaults_leave_ranks_and_shards_to_the_cluster() -> None:

@@ -21,6 +21,11 @@ from mizzle.errors import ArenaError
 
 # fcntl.F_ADD_SEALS and F_SEAL_*: the size of a region never changes, so no reader can be made to fault.
 _ADD_SEALS, _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW = 1033, 0x1, 0x2, 0x4
+# Of cgroup v2, then v1: the files with a container's limit, use and statistics, and how the names in the last begin.
+_CGROUPS = (
+    ("memory.max", "memory.current", "memory.stat", ""),
+    ("memory/memory.limit_in_bytes", "memory/memory.usage_in_bytes", "memory/memory.stat", "total_"),
+)
 
 
 @dataclass(eq=False)
@@ -106,11 +111,19 @@ def _host_free_bytes() -> int | None:
     return int(fields["MemAvailable"].split()[0]) * 1024
 
 
-def _container_free_bytes() -> int | None:
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if not (limit.is_file() and used.is_file()) or (text := limit.read_text().strip()) == "max":
-        return None
-    return max(0, int(text) - int(used.read_text()))
+def _container_free_bytes(root: Path = Path("/sys/fs/cgroup")) -> int | None:
+    """What the container's limit leaves, cgroup v2 or v1; None where there is no limit.
+
+    Cached files count as used, but the kernel gives them up before it ends a process: they are as good as free.
+    """
+    for limit_at, used_at, stat_at, prefix in _CGROUPS:
+        limit, used, stat = root / limit_at, root / used_at, root / stat_at
+        if not (limit.is_file() and used.is_file() and stat.is_file()) or (text := limit.read_text().strip()) == "max":
+            continue
+        fields = dict(line.split() for line in stat.read_text().splitlines())
+        cached = sum(int(fields.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
+        return max(0, int(text) - int(used.read_text()) + cached)
+    return None
 
 
 def map_descriptor(fd: int, num_bytes: int, *, writable: bool) -> memoryview:

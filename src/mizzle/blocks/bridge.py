@@ -22,6 +22,7 @@ from mizzle.errors import (
     BlockExists,
     BlockNotFound,
     BridgeError,
+    BridgeLost,
     BridgeMissing,
     CollectiveTimeout,
     CorruptBlock,
@@ -57,19 +58,13 @@ class Peer:
 
     Attributes:
         rank: its rank.
-        executor_id: Spark's name of its executor.
-        host: its host.
         host_id: equal for processes that can open each other's memory.
         control: path of its control region.
-        nonce: its admission, part of the names of its blocks.
     """
 
     rank: int
-    executor_id: str
-    host: str
     host_id: str
     control: str
-    nonce: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +117,7 @@ class BridgeClient:
             undo.pop_all()
         self.executor_id = hello.text()
         self.host = hello.text()
-        self.port = hello.number("H")
+        hello.number("H")  # of the executor's block service
         self.host_id = hello.text()
         self.directory = Path(hello.text())
 
@@ -152,7 +147,11 @@ class BridgeClient:
         return cls(path, token, deadline)
 
     def send(self, request: Request, body: Writer, deadline: Deadline, *, silent: bool = False) -> int:
-        """Send without waiting; the tag of the answer to come. ``silent``: answered only if it fails."""
+        """Send without waiting; the tag of the answer to come. ``silent``: answered only if it fails.
+
+        Raises:
+            BridgeLost: the bridge is gone; run the group again.
+        """
         self._tag = (self._tag + 1) & (_SILENT - 1)
         tag = self._tag | (_SILENT if silent else 0)
         frame = body.frame(request, tag)
@@ -160,7 +159,7 @@ class BridgeClient:
         try:
             self._socket.sendall(frame)
         except OSError as error:
-            raise BridgeError(f"the bridge is gone: {error}") from error
+            raise BridgeLost(f"the bridge is gone: {error}") from error
         return tag
 
     def call(self, request: Request, body: Writer, deadline: Deadline) -> Reader:
@@ -174,18 +173,22 @@ class BridgeClient:
             MizzleError: the bridge's error, mapped to its class; also that of an earlier silent request.
             CollectiveTimeout: the bridge itself did not answer.
         """
-        if not self.has_answer(tag, Deadline(deadline.at_s + _GRACE_S)):
-            raise CollectiveTimeout("the bridge does not answer: its executor hangs or is overloaded")
+        self._await_answer(tag, Deadline(deadline.at_s + _GRACE_S))
         kind, body = self._answers.pop(tag)
         if kind == ERROR:
             raise _error(Reader(body))
         return Reader(body)
 
+    def _await_answer(self, tag: int, deadline: Deadline) -> None:
+        if not self.has_answer(tag, deadline):
+            raise CollectiveTimeout("the bridge does not answer: its executor hangs or is overloaded")
+
     def has_answer(self, tag: int, deadline: Deadline) -> bool:
         """Wait until the answer with that tag is here; whether it is.
 
         Raises:
-            MizzleError: an earlier silent request failed, or the bridge is gone.
+            MizzleError: an earlier silent request failed.
+            BridgeLost: the bridge is gone; run the group again.
         """
         while tag not in self._answers:
             if not self._read(deadline):
@@ -219,15 +222,20 @@ class BridgeClient:
             except TimeoutError:
                 return False
             except OSError as error:
-                raise BridgeError(f"the connection to the bridge broke: {error}") from error
+                raise BridgeLost(f"the connection to the bridge broke: {error}") from error
             if not part:
-                raise BridgeError("the bridge closed the connection: its executor is ending")
+                raise BridgeLost("the bridge closed the connection: its executor is ending")
             self._received += part
         return True
 
     def cancel(self, tag: int) -> None:
-        """Have a fetch answered at once, if it was not; afterwards its memory is not written to any more."""
+        """Have a fetch answered now, if it was not; afterwards its memory is not written to any more.
+
+        Raises:
+            CollectiveTimeout: the bridge itself did not answer.
+        """
         self.send(Request.CANCEL, Writer().number("I", tag), Deadline.after(_GRACE_S), silent=True)
+        self._await_answer(tag, Deadline.after(_GRACE_S))
 
     def claim(self, run: str, preferred_rank: int, deadline: Deadline) -> tuple[int, bytes, BridgeArena]:
         """Hold an arena of the run: (the rank it served or -1, its label, the arena)."""
@@ -288,10 +296,12 @@ class BridgeClient:
         rank = answer.number("H")
         peers = []
         for peer in range(answer.number("H")):
-            executor_id, host = answer.text(), answer.text()
+            answer.text()  # executor id, host, port and nonce: what the bridges themselves go by
+            answer.text()
             answer.number("H")
-            nonce, host_id, control_path = answer.number("Q"), answer.text(), answer.text()
-            peers.append(Peer(peer, executor_id, host, host_id, control_path, nonce))
+            answer.number("Q")
+            host_id, control_path = answer.text(), answer.text()
+            peers.append(Peer(peer, host_id, control_path))
         return Membership(run, generation, rank, tuple(peers))
 
     def leave(self, deadline: Deadline) -> None:

@@ -1,8 +1,11 @@
-"""From a membership to a store: which peers share this host's memory, which are reached through the BlockManager."""
+"""From a membership to a store: which peers share this host's memory, which are reached through the BlockManager.
+
+Both ends of a pair must choose alike, or each waits where the other does not write. So the choice is made by what both
+know, the host ids (boot, process namespace and user, as the bridge tells them), and never by whether memory happens to
+open: what should be visible and is not is an error.
+"""
 
 from __future__ import annotations
-
-import logging
 
 from mizzle.blocks.arena import BridgeArena, open_region
 from mizzle.blocks.bridge import BridgeClient, Membership
@@ -12,9 +15,7 @@ from mizzle.blocks.shared import SharedStore
 from mizzle.blocks.store import BlockStore
 from mizzle.blocks.transfer import TransferStore
 from mizzle.config import Transport
-from mizzle.errors import ArenaError, ConfigError
-
-_log = logging.getLogger(__name__)
+from mizzle.errors import ArenaError, ConfigError, PeerLost
 
 
 def connect_store(
@@ -30,7 +31,9 @@ def connect_store(
         timeout_s: deadline of what the stores wait for by themselves.
 
     Raises:
-        ConfigError: ``transport="shm"``, but a peer's memory is not visible here; use "auto".
+        ConfigError: ``transport="shm"``, but a peer is not on this host; use "auto".
+        ArenaError: a peer on this host does not let its memory be opened; use "blocks".
+        PeerLost: a peer on this host is gone already; run the group again.
     """
     blocks = TransferStore(client, arena, membership, timeout_s)
     controls = [""] * blocks.size if transport == "blocks" else _visible(membership, client.host_id)
@@ -50,17 +53,19 @@ def connect_store(
 
 
 def _visible(membership: Membership, host_id: str) -> list[str]:
-    """Paths of the control regions that this process can open, "" for the others."""
-    paths = []
+    """Paths of the control regions of this host's ranks, all of which can be opened; "" for the others."""
     length = control_bytes(len(membership.peers))
-    for peer in membership.peers:
-        path = peer.control if peer.host_id == host_id else ""
-        if path and peer.rank != membership.rank:
-            try:
-                open_region(CONTROL, path, length)
-            except ArenaError as error:
-                _log.info("run=%s rank=%d reaches rank %d through blocks: %s", membership.run[:4], membership.rank,
-                          peer.rank, error)  # fmt: skip
-                path = ""
-        paths.append(path)
+    paths = [peer.control if peer.host_id == host_id else "" for peer in membership.peers]
+    for rank, path in enumerate(paths):
+        if not path or rank == membership.rank:
+            continue
+        try:
+            open_region(CONTROL, path, length)
+        except ArenaError as error:
+            if isinstance(error.__cause__, FileNotFoundError | ProcessLookupError):
+                raise PeerLost(rank, f"its memory is gone: {error}") from error
+            raise ArenaError(
+                f"rank {membership.rank} cannot open the memory of rank {rank}, though both are on one host (container "
+                f'security or hidden processes?): use transport="blocks" ({error})'
+            ) from error
     return paths

@@ -1,8 +1,8 @@
 """Words of memory that processes share, and sleeping until one changes (futex(2), Linux).
 
 Elsewhere waiting is a short timed wait: correct, less quick. A word has one writer; a reader may see it late, never
-torn. What was written before a word was set is visible to who sees the word: x86-64 keeps the order of stores, and
-elsewhere the system call between them does.
+torn. What was written before a word was set is visible to who sees the word, whatever order a processor would rather
+have: `Words.set` passes a memory fence before it writes, `Words.get` one after it has read.
 """
 
 from __future__ import annotations
@@ -34,16 +34,28 @@ class Words:
     """The little-endian u32 words of a piece of shared memory, by byte offset (a multiple of 4)."""
 
     def __init__(self, view: memoryview) -> None:
-        """Look at ``view``, which must be writable for `set` and `wake`."""
+        """Look at ``view``, which must be writable for `set`; for one thread at a time."""
         self._view = view
         self._base = np.frombuffer(view, dtype=np.uint8).__array_interface__["data"][0]
+        self._held = threading.Lock()
+        self._held.acquire()
+
+    def _fence(self) -> None:
+        # A lock nobody contends for is atomic operations without a system call (0.1 us both). What came before a
+        # release stays before it, what follows an acquire stays behind it, and the two keep their order. Taken first
+        # and released then they would be no fence: what is around could move in from both ends and cross inside.
+        self._held.release()
+        self._held.acquire()
 
     def get(self, at: int) -> int:
-        """The word now."""
-        return int(_WORD.unpack_from(self._view, at)[0])
+        """The word now; what its writer wrote before it is seen from here on."""
+        value = int(_WORD.unpack_from(self._view, at)[0])
+        self._fence()
+        return value
 
     def set(self, at: int, value: int) -> None:
-        """Write the word and wake everybody who sleeps on it."""
+        """Write the word, after all that was written or read before, and wake everybody who sleeps on it."""
+        self._fence()
         _WORD.pack_into(self._view, at, value)
         if _NUMBER is not None:
             _SYSCALL(_NUMBER, ctypes.c_void_p(self._base + at), _WAKE, _EVERYBODY, None, None, 0)

@@ -32,10 +32,6 @@ class Kind(IntEnum):
     """One rank's part of a sum, for the owner of a slice (or one rank's part of a gather)."""
     RESULT = 2
     """A finished slice, for everybody."""
-    STATE = 3
-    """A slice's state at a boundary."""
-    SHARD = 4
-    """A shard of the training data, as an Arrow file."""
 
 
 class DType(IntEnum):

@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import crc32c
 import numpy as np
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Header
-from mizzle.blocks.store import Fetched, Span
+from mizzle.blocks.ids import BlockId, DType, Header
+from mizzle.blocks.store import Fetched, OwnBlocks, Span, checked
 from mizzle.errors import (
     ArenaError,
-    BlockExists,
     BlockNotFound,
-    CollectiveMismatch,
     CollectiveTimeout,
     ConfigError,
     CorruptBlock,
@@ -115,11 +113,7 @@ class MemoryFabric:
         """Make a block visible to its readers."""
         with self._changed:
             self._refuse_fenced(block.run, block.generation)
-            member = self._member(block.run, block.generation)
-            before = member.dropped_before.get(block.source, (0, 0))
-            if block in member.blocks or (block.iteration, block.op) < before:
-                raise BlockExists(f"{block} was put before; names are never used twice")
-            member.blocks[block] = announced
+            self._member(block.run, block.generation).blocks[block] = announced
             self._changed.notify_all()
 
     def await_block(self, block: BlockId, reader: int, deadline: Deadline) -> _Announced:
@@ -151,24 +145,13 @@ class MemoryFabric:
                     del member.blocks[block]
             member.dropped_before[store.rank] = max(before, member.dropped_before.get(store.rank, (0, 0)))
 
-    def depart(self, store: MemoryStore) -> None:
-        """Forget what the store's rank put, and what only it was still to read.
-
-        A message without payload counts as delivered, as if it had been sent over a wire: it stays for its readers.
-        Otherwise no rank could ever close after a last barrier.
-        """
+    def end(self, run: str) -> None:
+        """The run is over, none of its ranks works any more: forget its blocks and regions."""
         with self._changed:
-            member = self._member(store.run, store.generation)
-            before = member.dropped_before.get(store.rank, (0, 0))
-            for block, announced in list(member.blocks.items()):
-                readers = announced.to - {store.rank}
-                if block.source == store.rank:
-                    before = max(before, (block.iteration, block.op + 1))
-                if not readers or (block.source == store.rank and announced.payload):
-                    del member.blocks[block]
-                elif readers != announced.to:
-                    member.blocks[block] = replace(announced, to=readers)
-            member.dropped_before[store.rank] = before
+            for key in [key for key in self._members if key[0] == run]:
+                del self._members[key]
+            for name in [name for name in self._regions if name[0] == run]:
+                del self._regions[name]
             self._changed.notify_all()
 
     def fence(self, run: str, generation: int) -> None:
@@ -190,7 +173,7 @@ class MemoryFabric:
             self._changed.notify_all()
 
     def num_blocks(self) -> int:
-        """How many blocks are announced now; 0 when everybody has dropped what it put."""
+        """How many blocks are announced now; 0 when everybody has dropped what it put, or the run has ended."""
         with self._changed:
             return sum(len(member.blocks) for member in self._members.values())
 
@@ -213,7 +196,7 @@ class MemoryStore:
         self.rank = rank
         self.size = fabric.size
         self._fabric = fabric
-        self._closed = False
+        self._blocks = OwnBlocks(run, rank)
 
     def region(self, name: str, num_bytes: int) -> MemoryRegion:
         """See `BlockStore.region`."""
@@ -221,14 +204,7 @@ class MemoryStore:
 
     def put(self, block: BlockId, payload: Span | None, *, meta: bytes, dtype: DType, to: Sequence[int]) -> None:
         """See `BlockStore.put`."""
-        if self._closed:
-            raise ConfigError(f"rank {self.rank}: put of {block} after close")
-        if (block.run, block.source) != (self.run, self.rank):
-            raise ConfigError(
-                f"rank {self.rank} of run {self.run[:4]} cannot put {block}: a rank puts only what is its own"
-            )
-        if len(meta) > MAX_META_BYTES:
-            raise ConfigError(f"meta of {len(meta)} bytes is over the limit of {MAX_META_BYTES}: send it as payload")
+        self._blocks.check_put(block, meta)
         view = payload.view.toreadonly() if payload is not None else memoryview(b"")
         header = Header(block, dtype, len(meta), len(view), _body_crc(meta, view))
         self._fabric.announce(block, _Announced(header.pack(), bytes(meta), view, frozenset(to)))
@@ -239,6 +215,7 @@ class MemoryStore:
 
     def drop(self, iteration: int, op: int) -> None:
         """See `BlockStore.drop`."""
+        self._blocks.drop(iteration, op)
         self._fabric.drop(self, (iteration, op))
 
     def fence(self, generation: int) -> None:
@@ -251,9 +228,7 @@ class MemoryStore:
 
     def close(self) -> None:
         """See `BlockStore.close`. Closing twice is allowed."""
-        if not self._closed:
-            self._closed = True
-            self._fabric.depart(self)
+        self._blocks.close()
 
 
 class MemoryPending:
@@ -270,15 +245,9 @@ class MemoryPending:
         """See `Pending.wait`."""
         announced = self._fabric.await_block(self._block, self._reader, deadline)
         header = Header.unpack(announced.header)
-        header.check_is(self._block)
+        checked(self._block, header, announced.meta, self._into)
         if (header.meta_bytes, header.payload_bytes) != (len(announced.meta), len(announced.payload)):
             raise CorruptBlock(f"{self._block}: lengths differ from what its header says")
-        room = 0 if self._into is None else self._into.length
-        if header.payload_bytes > room:
-            raise CollectiveMismatch(
-                f"{self._block} holds {header.payload_bytes} bytes where at most {room} were expected",
-                meta=announced.meta,
-            )
         payload = self._hand_out(announced.payload)
         if _body_crc(announced.meta, payload) != header.body_crc:
             raise CorruptBlock(f"{self._block} fails its CRC32C")

@@ -15,7 +15,7 @@ import numpy as np
 from mizzle.blocks.arena import Arena, MappedRegion
 from mizzle.blocks.futex import Words
 from mizzle.blocks.ids import HEADER_BYTES, MAX_META_BYTES, Header
-from mizzle.errors import PeerLost
+from mizzle.errors import ArenaError, PeerLost
 
 CONTROL = "control"
 FENCE_AT, FENCED_AT, LOST_AT, GAVE_UP_AT = 0, 4, 8, 12
@@ -27,7 +27,9 @@ _LOST_REASON_AT = _REASON_AT + _REASON_BYTES
 _COUNTERS_AT = _LOST_REASON_AT + _REASON_BYTES
 _LINE = 64
 _SLOT_BYTES = 1024
-_PLACE = struct.Struct("<H64sQQQQ")
+_PATH_BYTES = 256
+"""Enough for a file in a bridge's directory; paths of a memfd are short."""
+_PLACE = struct.Struct(f"<H{_PATH_BYTES}sQQQQ")
 _META_AT = HEADER_BYTES + _PLACE.size
 _INLINE_META_BYTES = _SLOT_BYTES - _META_AT
 _RING_BYTES = 4 * MAX_META_BYTES
@@ -94,9 +96,18 @@ class Control:
         return _COUNTERS_AT + 2 * _LINE * self._size + _SLOT_BYTES * (SLOTS * reader + count % SLOTS)
 
     def pack(self, note: Note) -> bytes:
-        """The note as it lies in a slot; a long meta is put into the ring, once for all readers."""
-        ring_at = self._lay(note.meta) if len(note.meta) > _INLINE_META_BYTES else 0
+        """The note as it lies in a slot; a long meta is put into the ring, once for all readers.
+
+        Raises:
+            ArenaError: the path of the payload's region is too long; give Spark a shorter local directory.
+        """
         path = note.place.path.encode()
+        if len(path) > _PATH_BYTES:
+            raise ArenaError(
+                f"the path of a region has {len(path)} bytes, at most {_PATH_BYTES} fit: set spark.local.dir to a "
+                f"shorter one than that of {note.place.path}"
+            )
+        ring_at = self._lay(note.meta) if len(note.meta) > _INLINE_META_BYTES else 0
         place = _PLACE.pack(
             len(path), path, note.place.inode, note.place.region_bytes, note.place.offset, ring_at
         )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from mizzle.blocks.ids import BlockId, DType
 from mizzle.blocks.store import BlockStore, Pending, Region, Span
@@ -50,9 +51,11 @@ class RoutedStore:
             store.fence(generation)
 
     def abort(self, why: str) -> None:
-        """As `BlockStore.abort`."""
-        for store in self._stores:
-            store.abort(why)
+        """As `BlockStore.abort`: every store is told, whichever fails."""
+        with ExitStack() as telling:
+            # Backwards: the first store may have lost its bridge, those after it only write to memory.
+            for store in self._stores:
+                telling.callback(store.abort, why)
 
     def close(self) -> None:
         """As `BlockStore.close`."""

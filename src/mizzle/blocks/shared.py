@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from mizzle.blocks.arena import Arena, MappedRegion, open_region
 from mizzle.blocks.deadline import Deadline
-from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Header
+from mizzle.blocks.ids import BlockId, DType, Header
 from mizzle.blocks.notes import (
     CONTROL,
     FENCE_AT,
@@ -21,9 +21,8 @@ from mizzle.blocks.notes import (
     Place,
     control_bytes,
 )
-from mizzle.blocks.store import Fetched, Pending, Span, checked
+from mizzle.blocks.store import Fetched, OwnBlocks, Pending, Span, checked
 from mizzle.errors import (
-    BlockExists,
     BlockNotFound,
     CollectiveTimeout,
     ConfigError,
@@ -65,7 +64,8 @@ class SharedStore:
         generation: membership epoch.
         rank: this rank.
         controls: path of every rank's control region, by rank; "" for ranks that are not on this host.
-        timeout_s: how long a put waits for a reader that lags `SLOTS` notes behind.
+        timeout_s: how long a put waits for a reader that lags `SLOTS` notes behind. Puts have no deadline of their
+            own: one that waits may take longer than its collective was given, but never longer than this.
     """
 
     def __init__(
@@ -87,8 +87,7 @@ class SharedStore:
             if peer != rank and path
         }
         self._told = [0] * self.size
-        self._put: set[BlockId] = set()
-        self._dropped_before = (0, 0)
+        self._blocks = OwnBlocks(run, rank)
 
     def region(self, name: str, num_bytes: int) -> MappedRegion:
         """As `BlockStore.region`."""
@@ -97,24 +96,21 @@ class SharedStore:
     def put(self, block: BlockId, payload: Span | None, *, meta: bytes, dtype: DType, to: Sequence[int]) -> None:
         """As `BlockStore.put`."""
         self._refuse_fenced(block)
-        if block in self._put or (block.iteration, block.op) < self._dropped_before:
-            raise BlockExists(f"{block} was put before; names are never used twice")
-        if len(meta) > MAX_META_BYTES:
-            raise ConfigError(f"meta of {len(meta)} bytes is over the limit of {MAX_META_BYTES}: send it as payload")
-        self._put.add(block)
+        self._blocks.check_put(block, meta)
         header = Header(block, dtype, len(meta), payload.length if payload else 0)
         note = self._own.pack(Note(header, _place(payload), meta))
         for reader in to:
-            self._await_room(reader)
+            self._await_room(reader, block)
             self._own.write(reader, self._told[reader], note)
             self._told[reader] += 1
 
-    def _await_room(self, reader: int) -> None:
+    def _await_room(self, reader: int, block: BlockId) -> None:
         words = self._peer(reader).control.words
         at = self._own.read_at(self.rank)
         deadline = Deadline.after(self._timeout_s)
+        grace: Deadline | None = None
         while self._told[reader] - (seen := words.get(at)) >= SLOTS:
-            self._refuse_lost(reader)
+            grace = self._refuse_hopeless(block, reader, grace)
             deadline.check(f"rank {reader} to read what rank {self.rank} has put")
             words.wait_while(at, seen, _SLICE_S)
 
@@ -144,12 +140,7 @@ class SharedStore:
         words, at = peer.control.words, Control.told_at(self.rank)
         grace: Deadline | None = None
         while (seen := words.get(at)) <= turn:
-            self._refuse_fenced(block)
-            lost = self._lost()
-            if lost is not None:
-                grace = grace or Deadline.after(_GRACE_S)
-                if lost.rank == block.source or grace.passed:
-                    raise lost
+            grace = self._refuse_hopeless(block, block.source, grace)
             if deadline.passed:
                 raise CollectiveTimeout(f"{block} did not come before the deadline")
             words.wait_while(at, seen, min(_SLICE_S, deadline.remaining_s()))
@@ -164,8 +155,7 @@ class SharedStore:
 
     def drop(self, iteration: int, op: int) -> None:
         """As `BlockStore.drop`: the memory is the rank's own again."""
-        self._dropped_before = max(self._dropped_before, (iteration, op))
-        self._put = {block for block in self._put if (block.iteration, block.op) >= self._dropped_before}
+        self._blocks.drop(iteration, op)
 
     def fence(self, generation: int) -> None:
         """As `BlockStore.fence`: for this rank and for who waits for it."""
@@ -178,7 +168,7 @@ class SharedStore:
 
     def close(self) -> None:
         """As `BlockStore.close`. What was put stays in this rank's memory, for peers that still read it."""
-        self._put.clear()
+        self._blocks.close()
         for peer in self._peers.values():
             peer.regions.clear()
 
@@ -198,10 +188,16 @@ class SharedStore:
                 return PeerLost(rank, reason)
         return self._own.lost()
 
-    def _refuse_lost(self, rank: int) -> None:
+    def _refuse_hopeless(self, block: BlockId, awaited: int, grace: Deadline | None) -> Deadline | None:
+        """Raise if no more is to be expected of rank ``awaited``; else when the grace ends, if some rank is lost."""
+        self._refuse_fenced(block)
         lost = self._lost()
-        if lost is not None and lost.rank == rank:
+        if lost is None:
+            return None
+        grace = grace or Deadline.after(_GRACE_S)
+        if lost.rank == awaited or grace.passed:
             raise lost
+        return grace
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """What the collectives see of the world below: regions of memory, and named immutable bytes between ranks.
 
 Three stores keep this contract (``tests/contract``): `memory` (ranks are threads), `shared` (ranks on one host read
-each other's arenas), `bridge` (Spark's BlockManager). The collectives never see a socket, a JVM or a file.
+each other's arenas), `transfer` (Spark's BlockManager); `routed` joins the last two. The collectives never see a
+socket, a JVM or a file.
 """
 
 from __future__ import annotations
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.blocks.ids import BlockId, DType, Header
-from mizzle.errors import CollectiveMismatch
+from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Header
+from mizzle.errors import BlockExists, CollectiveMismatch, ConfigError
 
 
 class Region(Protocol):
@@ -99,6 +100,7 @@ class BlockStore(Protocol):
 
         Raises:
             BlockExists: this name was put before.
+            ConfigError: the block is another rank's, its meta is too long, or this store is closed.
             Fenced: ``block.generation`` is below the fence.
         """
         ...
@@ -124,8 +126,46 @@ class BlockStore(Protocol):
         ...
 
     def close(self) -> None:
-        """Drop everything of this rank's in this generation. Regions stay."""
+        """Leave in peace: nothing more can be put.
+
+        What this rank put stays readable until the run's next group or its end, for peers that are not so far yet.
+        Regions stay.
+        """
         ...
+
+
+class OwnBlocks:
+    """The names that a rank has put in one group, and what no store lets it put."""
+
+    def __init__(self, run: str, rank: int) -> None:
+        """Start with none."""
+        self._run, self._rank = run, rank
+        self._names: set[BlockId] = set()
+        self._dropped_before = (0, 0)
+        self._closed = False
+
+    def check_put(self, block: BlockId, meta: bytes) -> None:
+        """Refuse what must not be put; otherwise note the name as put. Raises as `BlockStore.put`."""
+        if self._closed:
+            raise ConfigError(f"rank {self._rank}: put of {block} after close")
+        if (block.run, block.source) != (self._run, self._rank):
+            raise ConfigError(
+                f"rank {self._rank} of run {self._run[:4]} cannot put {block}: a rank puts only what is its own"
+            )
+        if len(meta) > MAX_META_BYTES:
+            raise ConfigError(f"meta of {len(meta)} bytes is over the limit of {MAX_META_BYTES}: send it as payload")
+        if block in self._names or (block.iteration, block.op) < self._dropped_before:
+            raise BlockExists(f"{block} was put before; names are never used twice")
+        self._names.add(block)
+
+    def drop(self, iteration: int, op: int) -> None:
+        """Forget the names before (iteration, op); none of them is ever put again."""
+        self._dropped_before = max(self._dropped_before, (iteration, op))
+        self._names = {name for name in self._names if (name.iteration, name.op) >= self._dropped_before}
+
+    def close(self) -> None:
+        """Nothing more can be put."""
+        self._closed = True
 
 
 def checked(block: BlockId, header: Header, meta: bytes, into: Span | None) -> None:

@@ -13,10 +13,13 @@ from mizzle.blocks.arena import BridgeArena, MappedRegion
 from mizzle.blocks.bridge import BridgeClient, Membership, rank_list
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import Request, Writer
-from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Header
+from mizzle.blocks.ids import BlockId, DType, Header
 from mizzle.blocks.notes import CONTROL, Control, control_bytes
-from mizzle.blocks.store import Fetched, Pending, Span, checked
-from mizzle.errors import BlockExists, CollectiveTimeout, ConfigError, Fenced
+from mizzle.blocks.store import Fetched, OwnBlocks, Pending, Span, checked
+from mizzle.errors import CollectiveTimeout, ConfigError, Fenced
+
+_FETCH_LASTS_MS = 24 * 3600 * 1000
+"""When the bridge gives a fetch up by itself: practically never. At the deadline of its wait it is cancelled."""
 
 
 def _range(span: Span | None) -> Writer:
@@ -41,7 +44,7 @@ class _Transfer:
     def wait(self, deadline: Deadline) -> Fetched:
         """As `Pending.wait`. At the deadline the bridge is told to stop: afterwards ``into`` is the caller's again."""
         if not self.client.has_answer(self.tag, deadline):
-            self.client.cancel(self.tag)
+            self.client.cancel(self.tag)  # a bridge that does not answer even this is not put down to the block
         try:
             answer = self.client.answer(self.tag, deadline)
         except CollectiveTimeout as error:
@@ -57,7 +60,7 @@ class TransferStore:
     """A rank's `BlockStore` over the BlockManagers of its group. Payloads are checked by CRC32C on arrival."""
 
     def __init__(self, client: BridgeClient, arena: BridgeArena, membership: Membership, timeout_s: float) -> None:
-        """Use a connection that has joined; the bridge itself gives a fetch up after ``timeout_s`` seconds."""
+        """Use a connection that has joined; ``timeout_s`` bounds requests to the bridge, not the waits for peers."""
         self.run = membership.run
         self.generation = membership.generation
         self.rank = membership.rank
@@ -65,8 +68,7 @@ class TransferStore:
         self._client = client
         self._arena = arena
         self._timeout_s = timeout_s
-        self._names: set[BlockId] = set()
-        self._dropped_before = (0, 0)
+        self._blocks = OwnBlocks(self.run, self.rank)
         self._own = Control(arena.region(CONTROL, control_bytes(self.size)).buffer, self.size)
 
     def region(self, name: str, num_bytes: int) -> MappedRegion:
@@ -76,11 +78,7 @@ class TransferStore:
     def put(self, block: BlockId, payload: Span | None, *, meta: bytes, dtype: DType, to: Sequence[int]) -> None:
         """As `BlockStore.put`; what the bridge refuses surfaces at the next wait."""
         self._refuse_fenced(block)
-        if block in self._names or (block.iteration, block.op) < self._dropped_before:
-            raise BlockExists(f"{block} was put before; names are never used twice")
-        if len(meta) > MAX_META_BYTES:
-            raise ConfigError(f"meta of {len(meta)} bytes is over the limit of {MAX_META_BYTES}: send it as payload")
-        self._names.add(block)
+        self._blocks.check_put(block, meta)
         header = Header(block, dtype, len(meta), payload.length if payload else 0)
         body = Writer().raw(header.pack()).blob(meta).append(_range(payload)).append(rank_list(to))
         self._client.send(Request.PUT, body, Deadline.after(self._timeout_s), silent=True)
@@ -88,15 +86,14 @@ class TransferStore:
     def fetch(self, block: BlockId, into: Span | None) -> Pending:
         """As `BlockStore.fetch`."""
         self._refuse_fenced(block)
-        deadline = Deadline.after(self._timeout_s)
         wanted = Header(block, DType.RAW, 0, 0).pack()
-        body = Writer().number("I", deadline.remaining_ms()).raw(wanted).append(_range(into))
-        return _Transfer(self._client, self._client.send(Request.FETCH, body, deadline), block, into)
+        body = Writer().number("I", _FETCH_LASTS_MS).raw(wanted).append(_range(into))
+        tag = self._client.send(Request.FETCH, body, Deadline.after(self._timeout_s))
+        return _Transfer(self._client, tag, block, into)
 
     def drop(self, iteration: int, op: int) -> None:
         """As `BlockStore.drop`."""
-        self._dropped_before = max(self._dropped_before, (iteration, op))
-        self._names = {name for name in self._names if (name.iteration, name.op) >= self._dropped_before}
+        self._blocks.drop(iteration, op)
         body = Writer().number("QH", iteration, op)
         self._client.send(Request.DROP, body, Deadline.after(self._timeout_s), silent=True)
 
@@ -110,7 +107,8 @@ class TransferStore:
         self._client.abort(why)
 
     def close(self) -> None:
-        """Leave the group; the blocks stay until the run's next group or its end, for peers that still read."""
+        """As `BlockStore.close`: leave the group, in peace."""
+        self._blocks.close()
         self._client.leave(Deadline.after(self._timeout_s))
 
     def _refuse_fenced(self, block: BlockId) -> None:

@@ -16,7 +16,7 @@ from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId, DType, Kind
 from mizzle.blocks.store import BlockStore, Fetched, Pending, Span
 from mizzle.collectives.signature import Signature, check_agree, unpack
-from mizzle.errors import CollectiveMismatch, CollectiveTimeout, PeerLost
+from mizzle.errors import CollectiveMismatch, CollectiveTimeout, MizzleError, PeerLost
 
 _log = logging.getLogger(__name__)
 _MISMATCH = CollectiveMismatch.__name__ + ": "
@@ -56,9 +56,16 @@ class Collective:
             return
         _log.info("run=%s rank=%d %s failed: %s", self.store.run[:4], self.store.rank, self, error)
         if isinstance(error, PeerLost) and error.why.startswith(_MISMATCH):
-            self.store.abort(error.why)
+            self._abort(error.why)
             raise CollectiveMismatch(error.why.removeprefix(_MISMATCH)) from error
-        self.store.abort(f"{kind.__name__}: {error}")
+        self._abort(f"{kind.__name__}: {error}")
+
+    def _abort(self, why: str) -> None:
+        """Tell the peers; that this fails as well must not hide what failed before."""
+        try:
+            self.store.abort(why)
+        except MizzleError as error:
+            _log.warning("run=%s rank=%d could not tell its peers: %s", self.store.run[:4], self.store.rank, error)
 
     def __str__(self) -> str:
         """Short form for messages."""

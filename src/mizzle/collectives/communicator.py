@@ -23,7 +23,7 @@ from mizzle.collectives.reduction import Reduction, refuse_mean_of_integers
 from mizzle.collectives.signature import Signature, shape_of, shape_text
 from mizzle.collectives.slices import ALIGNMENT, Slice, slices
 from mizzle.collectives.staging import Staging
-from mizzle.collectives.tree import Node, cover
+from mizzle.collectives.tree import MAX_NODES, Node, cover
 from mizzle.collectives.views import over_payload, over_span
 from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError
@@ -31,7 +31,6 @@ from mizzle.errors import ConfigError
 OPS_PER_ITERATION = 60_000
 EAGER_BYTES = 32 * 1024
 """Arrays up to this size travel inside the first round of a broadcast or all-gather; it fits a block's meta."""
-MAX_PARTS = 255
 _PART = struct.Struct("<?q")
 _NODE = struct.Struct("<II")
 
@@ -130,7 +129,7 @@ class Communicator:
             check_reduce_op(op)
             flats, form = _flatten_alike(held)
             nodes = cover(held, num_shards)
-            if len(nodes) > MAX_PARTS:
+            if len(nodes) > MAX_NODES:
                 raise ConfigError(
                     f"rank {self.rank} holds shards too scattered over {num_shards}: give it neighbouring ones"
                 )

@@ -16,18 +16,17 @@ from zlib import crc32
 
 import torch
 
-from mizzle.blocks.ids import MAX_META_BYTES, DType, Kind
+from mizzle.blocks.ids import DType, Kind
 from mizzle.blocks.store import BlockStore, Fetched, Pending, Region, Span
 from mizzle.collectives.collective import Collective, check_length
 from mizzle.collectives.combine import TreeCombiner
 from mizzle.collectives.signature import Signature
 from mizzle.collectives.slices import ALIGNMENT, Slice, slices
-from mizzle.collectives.tree import Node, cover
+from mizzle.collectives.tree import MAX_NODES, Node, cover
 from mizzle.collectives.views import over_payload, over_region
 from mizzle.collectives.wire import Wire
 from mizzle.errors import CollectiveMismatch, ConfigError
 
-MAX_PARTS = 256
 MAX_SHARE_BYTES = 60 * 1024
 WEIGHTS = "weights"
 _FP32_BYTES = 4
@@ -55,7 +54,7 @@ class ExchangeLayout:
         if held != list(range(self.num_shards)):
             raise ConfigError(f"each of the {self.num_shards} shards must be held by one rank, but they hold {held}")
         for rank in range(len(self.shards_of_rank)):
-            if len(self.nodes(rank)) > MAX_PARTS:
+            if len(self.nodes(rank)) > MAX_NODES:
                 raise ConfigError(f"the shards of rank {rank} are too scattered: give it runs of neighbouring shards")
 
     @property
@@ -160,7 +159,7 @@ class Exchange:
             shards=self._layout.num_shards, wire=self._wire.value, placement=f"{self._placement:08x}",
         )  # fmt: skip
         with self._new(iteration, op, signature) as collective:
-            _check_meta(meta, signature)
+            _check_meta(meta)
             self._collective = collective
             self._meta = meta
             self._active = {node: self._encode(self._part(node)) for node in active}
@@ -210,7 +209,7 @@ class Exchange:
         """
         signature = Signature.of("share")
         with self._new(iteration, op, signature) as collective:
-            _check_meta(payload, signature)
+            _check_meta(payload)
             collective.tell(payload)
             collective.ask()
             heard = collective.hear()
@@ -332,6 +331,6 @@ def _gradients(part: int) -> str:
     return f"gradients.{part}"
 
 
-def _check_meta(meta: bytes, signature: Signature) -> None:
-    if len(meta) > min(MAX_SHARE_BYTES, MAX_META_BYTES - signature.overhead_bytes):
+def _check_meta(meta: bytes) -> None:
+    if len(meta) > MAX_SHARE_BYTES:
         raise ConfigError(f"{len(meta)} bytes are over the limit of {MAX_SHARE_BYTES} for a message to all ranks")

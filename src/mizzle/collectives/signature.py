@@ -41,11 +41,6 @@ class Signature:
         text = self.text.encode()
         return _LENGTH.pack(len(text)) + text + rest
 
-    @property
-    def overhead_bytes(self) -> int:
-        """Bytes that `pack` adds."""
-        return _LENGTH.size + len(self.text.encode())
-
 
 def unpack(meta: bytes) -> tuple[Signature, bytes]:
     """Signature and rest of a message's meta."""

@@ -14,6 +14,10 @@ from typing import NamedTuple
 
 from mizzle.errors import ConfigError
 
+MAX_NODES = 48
+"""Nodes that one rank may contribute. Each travels as a block of its own, all are put before one is read, and shared
+memory has room for 64 notes to a reader. Neighbouring shards, however many, make few nodes."""
+
 
 class Node(NamedTuple):
     """A node of the canonical tree: the shards lo..hi-1."""

@@ -1,6 +1,7 @@
-"""The iterations of a run, cut into groups: one group is one Spark job (after Drizzle, SOSP 2017, section 3.2).
+"""Who computes what, when: the iterations of a run, cut into groups, and its shards, spread over its ranks.
 
-A group never crosses the end of an epoch, where the driver may have something to do.
+One group is one Spark job (after Drizzle, SOSP 2017, section 3.2). It never crosses the end of an epoch, where the
+driver may have something to do.
 """
 
 from __future__ import annotations
@@ -48,3 +49,14 @@ def plan_groups(iterations_per_epoch: int, num_iterations: int, group_size: int)
         yield Group(number, first, size, epoch, in_epoch)
         first += size
         number += 1
+
+
+def spread(shards: int, ranks: int) -> tuple[tuple[int, ...], ...]:
+    """The shards of every rank: neighbours together, so that ranks hold whole subtrees of the sum; balanced to one.
+
+    Args:
+        shards: V, at least ``ranks``.
+        ranks: N.
+    """
+    starts = [rank * shards // ranks for rank in range(ranks + 1)]
+    return tuple(tuple(range(starts[rank], starts[rank + 1])) for rank in range(ranks))

@@ -30,6 +30,18 @@ def here() -> str:
         client.close()
 
 
+def neighbours(rdd: RDD[Any], num_partitions: int) -> RDD[Any]:
+    """The RDD in fewer partitions, each made of neighbouring ones, without a shuffle.
+
+    ``coalesce`` follows the places where partitions lie and scatters them; see ``Neighbours.java``.
+    """
+    context = rdd.context
+    jvm: Any = context._jvm  # noqa: SLF001 - PySpark's coalesce takes no coalescer
+    coalescer = jvm.scala.Option.apply(jvm.org.mizzle.bridge.Neighbours())
+    made = rdd._jrdd.rdd().coalesce(num_partitions, False, coalescer, None)  # noqa: SLF001
+    return RDD(made.toJavaRDD(), context, rdd._jrdd_deserializer)  # noqa: SLF001
+
+
 def placed(context: SparkContext, locations: Sequence[tuple[str, str]]) -> RDD[int]:
     """An RDD of one number a partition, each partition preferring an executor.
 

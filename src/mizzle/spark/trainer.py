@@ -22,9 +22,9 @@ from pyspark.sql import DataFrame
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.collectives.wire import Wire
-from mizzle.config import RunConfig, spread
+from mizzle.config import RunConfig
 from mizzle.errors import ConfigError, Misplaced
-from mizzle.scheduling.plan import plan_groups
+from mizzle.scheduling.plan import plan_groups, spread
 from mizzle.spark.data import first_rows, shard_dataframe
 from mizzle.spark.driver import DriverSide, await_slots, classic_context, default_ranks
 from mizzle.spark.groups import run_job, shipped

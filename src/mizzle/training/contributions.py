@@ -7,6 +7,7 @@ binary counter does: O(log V) of them, made at first use.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Protocol
 
 import torch
@@ -75,4 +76,4 @@ def mark(reports: list[ShardReport], position: int) -> list[ShardReport]:
     if position == FINITE or not reports[0].finite:
         return reports
     first = reports[0]
-    return [ShardReport(first.shard, first.rows, first.loss_sum, position), *reports[1:]]
+    return [replace(first, not_finite_at=position), *reports[1:]]

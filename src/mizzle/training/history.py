@@ -20,13 +20,14 @@ class EpochSummary:
     Attributes:
         epoch: 0-based.
         rows: seen so far.
-        loss: mean over these rows, each at the weights of its iteration; skipped iterations are left out.
+        loss: mean over these rows, each at the weights of its iteration; skipped iterations are left out, NaN when
+            all were skipped.
         iterations: done so far.
     """
 
     epoch: int
     rows: int = 0
-    loss: float = 0.0
+    loss: float = math.nan
     iterations: int = 0
 
 
@@ -88,6 +89,8 @@ class TrainingHistory:
         """For JSON: a loss that is not finite becomes None, which JSON can hold."""
         found = asdict(self)
         found["losses"] = [loss if math.isfinite(loss) else None for loss in self.losses]
+        for epoch in found["epochs"]:
+            epoch["loss"] = epoch["loss"] if math.isfinite(epoch["loss"]) else None
         return found
 
     def _add(self, plan: IterationPlan, seen: IterationMetrics) -> None:
@@ -99,5 +102,6 @@ class TrainingHistory:
         if seen.skipped:
             self.skipped.append(plan.iteration)
             return
+        before = epoch.loss * epoch.rows if epoch.rows else 0.0
         epoch.rows += seen.rows
-        epoch.loss += (seen.loss - epoch.loss) * seen.rows / epoch.rows
+        epoch.loss = (before + seen.loss * seen.rows) / epoch.rows

@@ -6,6 +6,7 @@ all rows gives the mean over the whole batch, however unevenly the rows fall.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
@@ -103,7 +104,8 @@ class ShardCompute:
         self.changed |= changed
         # buffers are not looked at: an attention mask is full of -inf
         gradient = into[: self._flat.num_parameters]
-        return ShardReport(shard, len(positions), loss_sum, first_beyond(gradient, float("inf")))
+        position, peak = survey(gradient)
+        return ShardReport(shard, len(positions), loss_sum, position, peak)
 
     def _micro_batch(self, rows: ShardRows, positions: npt.NDArray[np.int64]) -> float:
         """Add one micro-batch's gradients; its loss times its rows."""
@@ -136,11 +138,17 @@ def check_loss(loss: object) -> None:
         )
 
 
-def first_beyond(vector: torch.Tensor, limit: float) -> int:
-    """Position of the first element that is NaN or not strictly within (-limit, limit); `FINITE` for none."""
+def survey(vector: torch.Tensor, limit: float = math.inf) -> tuple[int, float]:
+    """Look at every element once.
+
+    Returns:
+        Position of the first element that is NaN or not strictly within (-limit, limit), `FINITE` for none; and the
+        largest magnitude (of no meaning when there is such an element).
+    """
     if vector.numel() == 0:
-        return FINITE
+        return FINITE, 0.0
     low, high = torch.aminmax(vector)  # one pass without a copy; NaN comes through
+    peak = max(-float(low), float(high))
     if -limit < float(low) and float(high) < limit:
-        return FINITE
-    return int((~(vector.abs() < limit)).to(torch.uint8).argmax())
+        return FINITE, peak
+    return int((~(vector.abs() < limit)).to(torch.uint8).argmax()), peak

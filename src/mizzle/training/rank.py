@@ -22,7 +22,7 @@ from mizzle.training.buffers import ModelBuffers
 from mizzle.training.clipping import ClipByNorm, ClipByValue, global_norm, norm_message
 from mizzle.training.contributions import Contributions, mark
 from mizzle.training.flat import FlatParameters
-from mizzle.training.local import ShardCompute, first_beyond
+from mizzle.training.local import ShardCompute, survey
 from mizzle.training.order import EpochOrder
 from mizzle.training.report import FINITE, IterationReport, RankReport, ShardReport
 from mizzle.training.spec import IterationMetrics, IterationPlan, ShardRows, TrainingSpec
@@ -32,6 +32,7 @@ from mizzle.training.update import make_update
 _REFRESH, _GRADIENTS, _NORMS, _LEAVE = range(4)  # ops of an iteration, in the order in which they may come
 
 _FP16_LIMIT = 65520.0  # from here on float16 rounds to infinity
+_SUM_LIMIT = 3.38e38  # below it float32 sums, and bfloat16 roundings, cannot become infinite
 
 
 class RankTrainer:
@@ -91,9 +92,12 @@ class RankTrainer:
             NotFiniteError: by the policy ``raise``, on all ranks, before the weights were touched.
             Recoverable: a peer or block is lost; run the group again from its boundary.
         """
-        if torch.get_num_threads() != self._spec.threads:
-            torch.set_num_threads(self._spec.threads)
-        return [self._iterate(plan) for plan in iterations]
+        threads = torch.get_num_threads()
+        torch.set_num_threads(self._spec.threads)
+        try:
+            return [self._iterate(plan) for plan in iterations]
+        finally:
+            torch.set_num_threads(threads)
 
     def save_state(self) -> bytes:
         """This rank's state after the last iteration: its range of the weights, optimizer, counters. safetensors."""
@@ -186,7 +190,7 @@ class RankTrainer:
             found = self._contributions.fill(node, counts, vector)
             if found:
                 active.append(node)
-                beyond = first_beyond(vector, _FP16_LIMIT) if self._spec.wire is Wire.FP16 else FINITE
+                beyond = survey(vector, _FP16_LIMIT)[0] if self._spec.wire is Wire.FP16 else FINITE
                 reports += mark(found, beyond)
         others = self._compute.others[reports[0].shard] if reports else {}
         return active, RankReport(tuple(reports), self._compute.changed, others)
@@ -220,6 +224,8 @@ class RankTrainer:
     def _fault_of(self, report: IterationReport) -> str | None:
         """Why this iteration must not update the weights: the same text on every rank."""
         bad = report.first_not_finite
+        if bad is None and report.peak >= _SUM_LIMIT:
+            return f"the sum of the shards' gradients may reach {report.peak:.3g}, which float32 cannot hold"
         if bad is None:
             return None
         if not math.isfinite(bad.loss_sum):

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mizzle.errors import ModelError
 
 MAX_REPORT_BYTES = 56 * 1024
-_SHARD = struct.Struct("<IIdq")
+_SHARD = struct.Struct("<IIdqd")
 _HEAD = struct.Struct("<III")
 _OTHER = struct.Struct("<II")
 
@@ -29,12 +29,14 @@ class ShardReport:
         rows: how many it had, > 0.
         loss_sum: mean loss times rows, summed over micro-batches in float64.
         not_finite_at: first position of the flat vector whose gradient is NaN or infinite; `FINITE` for none.
+        peak: largest magnitude in its gradient: the peaks of all shards together bound every element of their sum.
     """
 
     shard: int
     rows: int
     loss_sum: float
     not_finite_at: int = FINITE
+    peak: float = 0.0
 
     @property
     def finite(self) -> bool:
@@ -65,7 +67,7 @@ class RankReport:
         mask = sum(1 << number for number in self.changed)
         mask_bytes = mask.to_bytes((mask.bit_length() + 7) // 8, "little")
         parts = [_HEAD.pack(len(self.shards), len(mask_bytes), len(self.others))]
-        parts += [_SHARD.pack(s.shard, s.rows, s.loss_sum, s.not_finite_at) for s in self.shards]
+        parts += [_SHARD.pack(s.shard, s.rows, s.loss_sum, s.not_finite_at, s.peak) for s in self.shards]
         parts.append(mask_bytes)
         for number, raw in self.others.items():
             parts += [_OTHER.pack(number, len(raw)), raw]
@@ -126,6 +128,11 @@ class IterationReport:
     def loss(self) -> float:
         """Mean loss over all rows, summed in shard order in float64."""
         return sum(shard.loss_sum for shard in self.shards) / self.rows
+
+    @property
+    def peak(self) -> float:
+        """No element of the sum over shards, nor of any part of it, is larger than this."""
+        return sum(shard.peak for shard in self.shards)
 
     @property
     def first_not_finite(self) -> ShardReport | None:

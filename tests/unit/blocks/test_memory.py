@@ -33,13 +33,18 @@ def test_only_those_it_is_for_can_read_a_block() -> None:
         stores[2].fetch(BLOCK, None).wait(Deadline.after(0.05))
 
 
-def test_messages_are_forgotten_once_all_their_readers_have_closed() -> None:
-    fabric = MemoryFabric(3)
-    stores = [fabric.store(rank, run=RUN) for rank in range(3)]
-    stores[0].put(BLOCK, None, meta=b"", dtype=DType.RAW, to=[1, 2])
-    for store, left in zip(stores, [1, 1, 0], strict=True):
+def test_the_end_of_a_run_forgets_its_blocks_and_regions_and_no_others() -> None:
+    fabric = MemoryFabric(1)
+    runs = (RUN, RUN[::-1])
+    for run in runs:
+        store = fabric.store(0, run=run)
+        store.region("weights", 8).buffer[0] = 1
+        store.put(BlockId(run, 0, 0, 0, Kind.RESULT, 0, 0), None, meta=b"", dtype=DType.RAW, to=[0])
         store.close()
-        assert fabric.num_blocks() == left
+    assert fabric.num_blocks() == 2
+    fabric.end(RUN)
+    assert fabric.num_blocks() == 1
+    assert [fabric.region(run, 0, "weights", 8).buffer[0] for run in runs] == [0, 1]
 
 
 def test_runs_in_one_fabric_do_not_meet() -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -71,6 +73,32 @@ def test_a_put_waits_for_a_reader_that_lags_and_gives_up_at_its_deadline() -> No
         assert b.fetch(name(0), None).wait(Deadline.after(1)).header.block == name(0)
 
 
+@pytest.mark.parametrize("end", ["fence", "loss", "loss of another"])
+def test_a_put_that_waits_for_room_ends_with_the_group(end: str) -> None:
+    def rank(store: object) -> float:
+        assert isinstance(store, SharedStore)
+        if store.rank:
+            assert full.wait(5)
+            store.fence(1) if end == "fence" else store.abort("done for") if end == "loss" else lose_another()
+            return 0.0
+        for op in range(notes.SLOTS):
+            store.put(name(op), None, meta=b"", dtype=DType.RAW, to=[1])
+        start = time.monotonic()
+        full.set()
+        with pytest.raises(Fenced if end == "fence" else PeerLost):
+            store.put(name(notes.SLOTS), None, meta=b"", dtype=DType.RAW, to=[1])
+        return time.monotonic() - start
+
+    def lose_another() -> None:
+        control(arenas[0]).buffer[8:12] = (5).to_bytes(4, "little")
+
+    full = threading.Event()
+    with pair(timeout_s=20) as (arenas, stores):
+        (took, _) = outcomes(stores, rank)
+        assert isinstance(took, float), took
+        assert took < 2
+
+
 def test_many_notes_with_long_metas_pass_through_few_slots() -> None:
     count = 5 * notes.SLOTS
 
@@ -107,6 +135,19 @@ def test_a_fence_that_the_bridge_noted_is_raised() -> None:
             b.fetch(name(0), None).wait(Deadline.after(5))
         with pytest.raises(Fenced, match="superseded by generation 3"):
             a.put(name(0), None, meta=b"", dtype=DType.RAW, to=[1])
+
+
+def test_a_path_that_does_not_fit_a_note_is_refused_by_name() -> None:
+    with pair() as (_, (a, b)):
+        for length in (256, 257):
+            region = MappedRegion("weights", "/d".ljust(length, "x"), -1, 1, memoryview(bytearray(8)))
+            if length == 256:
+                a.put(name(0), Span(region, 0, 8), meta=b"", dtype=DType.RAW, to=[1])
+                with pytest.raises(ArenaError, match=f"at {region.path} cannot be opened"):
+                    b.fetch(name(0), Span(b.region("into", 8), 0, 8)).wait(Deadline.after(1))
+            else:
+                with pytest.raises(ArenaError, match=f"257 bytes.*{region.path}"):
+                    a.put(name(1), Span(region, 0, 8), meta=b"", dtype=DType.RAW, to=[1])
 
 
 def test_misuse_is_refused_by_name() -> None:

@@ -11,7 +11,7 @@ from torch import nn
 from mizzle.collectives.tree import Node
 from mizzle.errors import ModelError
 from mizzle.training.contributions import Contributions, mark
-from mizzle.training.local import check_loss, first_beyond, random_stream, stream_seed
+from mizzle.training.local import check_loss, random_stream, stream_seed, survey
 from mizzle.training.report import FINITE, MAX_REPORT_BYTES, IterationReport, RankReport, ShardReport
 
 W = nn.Parameter(torch.ones(3))
@@ -48,11 +48,11 @@ def test_streams_differ_by_seed_shard_and_iteration_and_leave_the_caller_alone()
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), float("-inf"), 7e4, -7e4])
 def test_the_first_value_beyond_a_limit_is_found(bad: float) -> None:
     vector = torch.full((5000,), 65504.0)
-    assert first_beyond(vector, 65520.0) == FINITE
+    assert survey(vector, 65520.0)[0] == FINITE
     vector[[4321, 4900]] = bad
-    assert first_beyond(vector, 65520.0) == 4321
-    assert first_beyond(vector, float("inf")) == (FINITE if abs(bad) == 7e4 else 4321)
-    assert first_beyond(torch.empty(0), 1.0) == FINITE
+    assert survey(vector, 65520.0)[0] == 4321
+    assert survey(vector, float("inf"))[0] == (FINITE if abs(bad) == 7e4 else 4321)
+    assert survey(torch.empty(0), 1.0)[0] == FINITE
 
 
 def tree_sum(node: Node, values: dict[int, torch.Tensor]) -> torch.Tensor | None:

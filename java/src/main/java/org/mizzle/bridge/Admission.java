@@ -11,11 +11,16 @@ import org.apache.spark.network.client.TransportClient;
 /**
  * A rank on its way into a group: hangs the bells its peers will ring, asks the driver until all are
  * there, connects to every peer. In this order, because a peer may ring as soon as it was admitted.
- * Used by the session's thread alone; it may block until the deadline the worker gave.
+ * Used by the session's thread alone; it may block until the deadline the worker gave, and beyond
+ * it for what is under way then: one connection (a few seconds), or one question to the driver,
+ * which has Spark's own limit (spark.rpc.askTimeout).
  */
 final class Admission {
   private static final long FIRST_PAUSE_NS = 500_000;
+  /** For the driver's sake the pauses of large groups may grow longer: all their ranks ask. */
   private static final long LONGEST_PAUSE_NS = 20_000_000;
+  private static final long LONGEST_PAUSE_OF_ALL_NS = 250_000_000;
+  private static final int SMALL_GROUP = 8;
   private static final SecureRandom RANDOM = new SecureRandom();
 
   /** Whether the worker that asked is still there. */
@@ -28,7 +33,7 @@ final class Admission {
   private final Member member;
   private final Join request;
   private final long deadlineNs;
-  /** What its connection to a peer broke on, where one did. */
+  /** Why it is not connected to a peer, where it is not. */
   private BridgeException unreachable;
 
   Admission(Bridge bridge, Arena arena, Frame frame) throws BridgeException {
@@ -40,17 +45,17 @@ final class Admission {
     deadlineNs = System.nanoTime() + Integer.toUnsignedLong(frame.body.getInt()) * 1_000_000;
     String control = frame.string();
     List<Integer> preferred = Join.ranks(frame);
-    if (size == 0 || wanted >= size) {
-      throw new BridgeException(BridgeException.Code.REFUSED,
-          "rank " + wanted + " in a group of " + size);
-    }
     if (arena.rank() >= 0) {
       preferred.add(0, arena.rank());
     }
     Shelf shelf = new Shelf(bridge.blocks(), bridge.removals());
     member = new Member(group, size, RANDOM.nextLong(), arena, shelf, bridge.timer());
     request = new Join(group, size, wanted, preferred, member.nonce, bridge.blocks().executorId(),
-        bridge.blocks().host(), bridge.blocks().port(), bridge.identity(), control);
+        bridge.blocks().host(), bridge.blocks().port(), bridge.hostId(), control);
+    if (!request.isPossible()) {
+      throw new BridgeException(BridgeException.Code.REFUSED,
+          "rank " + wanted + " in a group of " + size);
+    }
   }
 
   Member member() {
@@ -103,14 +108,19 @@ final class Admission {
         bridge.driver().withdraw(request);
         throw new IOException("the worker is gone, or the executor is ending");
       }
-      if (System.nanoTime() - deadlineNs > 0) {
+      if (isLate()) {
         bridge.driver().withdraw(request);
         throw new BridgeException(BridgeException.Code.TIMEOUT, "not all " + request.size()
             + " ranks of the group started in time: are there as many free task slots?");
       }
       LockSupport.parkNanos(pause);
-      pause = Math.min(2 * pause, LONGEST_PAUSE_NS);
+      pause = Math.min(2 * pause, longestPauseNs(member.size));
     }
+  }
+
+  static long longestPauseNs(int size) {
+    return Math.min(
+        LONGEST_PAUSE_NS * Math.max(size, SMALL_GROUP) / SMALL_GROUP, LONGEST_PAUSE_OF_ALL_NS);
   }
 
   private void admit(Frame table) throws BridgeException {
@@ -129,8 +139,24 @@ final class Admission {
     member.admit(own, peers);
     arena.assign(own);
     bridge.runs().supersede(member.group);
-    // All that can be reached, even if one cannot: they must be told of the failure.
-    member.others().forEach(this::connect);
+    connectAll();
+  }
+
+  private boolean isLate() {
+    return System.nanoTime() - deadlineNs > 0;
+  }
+
+  /** All that can be reached in time, even if one cannot: they must be told of the failure. */
+  private void connectAll() throws BridgeException {
+    for (Member.Peer peer : member.others()) {
+      if (!isLate()) {
+        connect(peer);
+      } else if (unreachable == null) {
+        unreachable = new BridgeException(BridgeException.Code.TIMEOUT,
+            "no time was left to connect to rank " + peer.rank() + " in executor "
+                + peer.executorId() + " on " + peer.host(), peer.rank());
+      }
+    }
     if (unreachable != null) {
       throw unreachable;
     }

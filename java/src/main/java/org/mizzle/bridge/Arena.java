@@ -30,7 +30,7 @@ final class Arena {
   /** What Python last committed here: opaque, small. */
   private byte[] label = new byte[0];
   private Object holder;
-  private int nextId;
+  private int nextNumber;
   private boolean closed;
   private final Map<String, Region> regions = new LinkedHashMap<>();
 
@@ -79,12 +79,12 @@ final class Arena {
     }
     Region region;
     try {
-      region = Region.open(nextId, name, source, size);
+      region = Region.open(nextNumber, name, source, size);
     } catch (IOException e) {
       throw new BridgeException(BridgeException.Code.ARENA,
           "region " + name + " of " + size + " bytes: " + e.getMessage());
     }
-    nextId++;
+    nextNumber++;
     Region old = regions.put(name, region);
     if (old != null) {
       old.release();
@@ -92,15 +92,15 @@ final class Arena {
     return region;
   }
 
-  /** The region of that id, with a reference for the caller. */
-  synchronized Region acquire(int id) throws BridgeException {
+  /** The region of that number, with a reference for the caller. */
+  synchronized Region acquire(int number) throws BridgeException {
     for (Region region : regions.values()) {
-      if (region.id == id) {
+      if (region.number == number) {
         region.acquire();
         return region;
       }
     }
-    throw new BridgeException(BridgeException.Code.ARENA, "no region number " + id);
+    throw new BridgeException(BridgeException.Code.ARENA, "no region number " + number);
   }
 
   /** Tells the worker that lower generations are not served, where it watches for that. */

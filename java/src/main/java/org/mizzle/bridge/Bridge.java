@@ -64,7 +64,7 @@ final class Bridge implements Closeable {
     blocks = new Blocks(env);
     peers = new Peers(env);
     counters = driver.counters();
-    removals = new Removals(blocks, janitor);
+    removals = new Removals(blocks::remove, janitor);
     runs = new Runs(counters);
     new SecureRandom().nextBytes(token);
     leasePeriodMs = env.conf().getTimeAsMs(LEASE_PERIOD, "1s");
@@ -164,7 +164,7 @@ final class Bridge implements Closeable {
     return token;
   }
 
-  String identity() {
+  String hostId() {
     return hostId;
   }
 

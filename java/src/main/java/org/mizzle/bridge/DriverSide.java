@@ -9,6 +9,8 @@ import java.util.concurrent.atomic.LongAdder;
 import org.apache.spark.SparkContext;
 import org.apache.spark.api.plugin.DriverPlugin;
 import org.apache.spark.api.plugin.PluginContext;
+import org.apache.spark.scheduler.SparkListener;
+import org.apache.spark.scheduler.SparkListenerExecutorRemoved;
 
 /**
  * The driver's half of the plugin: answers admission and lease questions of the bridges, and is
@@ -26,6 +28,7 @@ public final class DriverSide implements DriverPlugin {
   private static volatile DriverSide current;
 
   private final Rendezvous rendezvous = new Rendezvous(() -> System.nanoTime() / 1_000_000);
+  /** By executor; of those that Spark has not removed. */
   private final Map<String, String> bridges = new LinkedHashMap<>();
   private final LongAdder messages = new LongAdder();
 
@@ -37,7 +40,20 @@ public final class DriverSide implements DriverPlugin {
   @Override
   public Map<String, String> init(SparkContext context, PluginContext plugin) {
     current = this;
+    context.addSparkListener(listener());
     return Map.of();
+  }
+
+  /** Hears from Spark which executors are gone. */
+  SparkListener listener() {
+    return new SparkListener() {
+      @Override
+      public void onExecutorRemoved(SparkListenerExecutorRemoved removed) {
+        synchronized (bridges) {
+          bridges.remove(removed.executorId());
+        }
+      }
+    };
   }
 
   @Override
@@ -90,7 +106,7 @@ public final class DriverSide implements DriverPlugin {
     rendezvous.end(run);
   }
 
-  /** One line an executor whose bridge has reported: "executor id TAB description". */
+  /** One line a living executor whose bridge has reported: "executor id TAB description". */
   public String[] bridges() {
     synchronized (bridges) {
       return bridges.entrySet().stream().map(e -> e.getKey() + "\t" + e.getValue())

@@ -16,6 +16,11 @@ record Join(Group group, int size, int wanted, List<Integer> preferred, long non
   static final int TABLE = 1;
   static final int REFUSED = 2;
 
+  /** Whether the wanted rank (-1: any) is one of the group. */
+  boolean isPossible() {
+    return size > 0 && wanted >= -1 && wanted < size;
+  }
+
   byte[] encode() {
     Frame.Builder out = new Frame.Builder().string(group.run()).u32(group.generation())
         .u64(group.number()).u16(size).u32(wanted).u16(preferred.size());

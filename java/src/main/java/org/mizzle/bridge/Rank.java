@@ -38,7 +38,7 @@ final class Rank {
   }
 
   private static void describe(Frame.Builder out, Region region) {
-    out.u32(region.id).string(region.name).u64(region.size).string(region.path.toString());
+    out.u32(region.number).string(region.name).u64(region.size).string(region.path.toString());
   }
 
   private Arena arena() throws BridgeException {

@@ -1,7 +1,6 @@
 package org.mizzle.bridge;
 
 import java.io.IOException;
-import java.io.UncheckedIOException;
 import java.nio.ByteBuffer;
 import java.nio.channels.FileChannel;
 import java.nio.file.DirectoryStream;
@@ -13,6 +12,8 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.regex.Pattern;
 import org.apache.spark.storage.StorageUtils;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * A named piece of an arena: memory made by a Python worker (a memfd, or a file where there is
@@ -24,8 +25,9 @@ final class Region {
   static final long WINDOW_BYTES = 1L << 30;
   private static final Pattern DESCRIPTOR = Pattern.compile("/proc/\\d+/fd/\\d+");
   private static final String MEMFD = "/memfd:mizzle-";
+  private static final Logger LOG = LoggerFactory.getLogger(Region.class);
 
-  final int id;
+  final int number;
   final String name;
   final long size;
   /** Under which other processes of this user can open the same memory. */
@@ -35,8 +37,8 @@ final class Region {
   /** Users plus one for being open; guarded by this. */
   private int references = 1;
 
-  private Region(int id, String name, FileChannel channel, Path path, long size) {
-    this.id = id;
+  private Region(int number, String name, FileChannel channel, Path path, long size) {
+    this.number = number;
     this.name = name;
     this.channel = channel;
     this.path = path;
@@ -44,7 +46,7 @@ final class Region {
   }
 
   /** Opens and maps memory that a worker holds meanwhile; afterwards the worker may let go. */
-  static Region open(int id, String name, Path source, long size) throws IOException {
+  static Region open(int number, String name, Path source, long size) throws IOException {
     String target = Files.isSymbolicLink(source) ? Files.readSymbolicLink(source).toString() : "";
     FileChannel channel =
         FileChannel.open(source, StandardOpenOption.READ, StandardOpenOption.WRITE);
@@ -54,7 +56,7 @@ final class Region {
         throw new IOException(source + " has " + channel.size() + " bytes, expected " + size);
       }
       Path lasting = target.startsWith(MEMFD) ? ownDescriptor(target) : source;
-      Region opened = new Region(id, name, channel, lasting, size);
+      Region opened = new Region(number, name, channel, lasting, size);
       opened.map();
       region = opened;
       return region;
@@ -161,7 +163,8 @@ final class Region {
           Files.deleteIfExists(path);
         }
       } catch (IOException e) {
-        throw new UncheckedIOException(e);
+        // Whoever is done with the memory could do nothing about it.
+        LOG.warn("mizzle left something behind of region {} at {}", name, path, e);
       }
     }
   }

@@ -4,6 +4,10 @@ import java.util.ArrayList;
 import java.util.List;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
+import java.util.function.BiPredicate;
+import org.apache.spark.util.io.ChunkedByteBuffer;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * Takes blocks out of the BlockManager once nobody reads them. A reader that is stuck holds up its
@@ -11,15 +15,18 @@ import java.util.concurrent.TimeUnit;
  */
 final class Removals {
   private static final long RETRY_MS = 20;
+  private static final Logger LOG = LoggerFactory.getLogger(Removals.class);
 
-  private final Blocks blocks;
+  /** Removes a block by name, unless somebody reads it: {@link Blocks#remove}. */
+  private final BiPredicate<String, ChunkedByteBuffer> unlessRead;
   /** The one thread that removes. */
   private final ScheduledExecutorService janitor;
   /** Blocks that somebody was reading; touched by the janitor only. */
   private final List<Kept> inUse = new ArrayList<>();
 
-  Removals(Blocks blocks, ScheduledExecutorService janitor) {
-    this.blocks = blocks;
+  Removals(
+      BiPredicate<String, ChunkedByteBuffer> unlessRead, ScheduledExecutorService janitor) {
+    this.unlessRead = unlessRead;
     this.janitor = janitor;
   }
 
@@ -36,18 +43,28 @@ final class Removals {
 
   private void retryLater() {
     janitor.schedule(() -> {
-      inUse.removeIf(this::remove);
-      if (!inUse.isEmpty()) {
-        retryLater();
+      try {
+        inUse.removeIf(this::remove);
+      } finally {
+        if (!inUse.isEmpty()) {
+          retryLater();
+        }
       }
     }, RETRY_MS, TimeUnit.MILLISECONDS);
   }
 
+  /** Whether the block is done with; what fails is not tried again, and its memory stays. */
   private boolean remove(Kept block) {
-    boolean gone = blocks.remove(block.name(), block.buffer());
-    if (gone && block.region() != null) {
-      block.region().release();
+    try {
+      boolean gone = unlessRead.test(block.name(), block.buffer());
+      if (gone && block.region() != null) {
+        block.region().release();
+      }
+      return gone;
+    } catch (RuntimeException | AssertionError e) {
+      // Spark's checks of its own state throw either; other blocks must not suffer.
+      LOG.warn("mizzle could not remove block {}", block.name(), e);
+      return true;
     }
-    return gone;
   }
 }

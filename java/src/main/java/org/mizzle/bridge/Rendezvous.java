@@ -13,7 +13,7 @@ import java.util.function.LongSupplier;
 
 /**
  * The driver's side of admission: collects the N ranks of a group, gives each its rank (the one it
- * asks for, else the first free one it prefers) and all the same peer table. One table per
+ * wants, always; else the first free one it prefers) and all the same peer table. One table per
  * (run, generation, group); whoever comes later is refused. Pure: time comes from outside.
  */
 final class Rendezvous {
@@ -24,6 +24,8 @@ final class Rendezvous {
     final int size;
     final Map<Long, Join> members = new LinkedHashMap<>();
     final Map<Long, Long> lastSeenMs = new HashMap<>();
+    /** By wanted rank, who was the last to come and want it. */
+    final Map<Integer, Long> newest = new HashMap<>();
     /** By rank; null until all were there at once. */
     List<Join> table;
 
@@ -31,15 +33,23 @@ final class Rendezvous {
       this.size = size;
     }
 
-    /** Whether the group is complete now. */
+    /** Counts it in; false if a newer joiner wants the same rank, and so takes its place. */
     boolean add(Join join, long nowMs) {
+      boolean isNew = lastSeenMs.put(join.nonce(), nowMs) == null;
+      if (join.wanted() >= 0) {
+        if (isNew) {
+          // A retry of a task: its first attempt is dead, whether or not it still counts as here.
+          members.remove(newest.put(join.wanted(), join.nonce()));
+        } else if (!newest.get(join.wanted()).equals(join.nonce())) {
+          return false;
+        }
+      }
       members.put(join.nonce(), join);
-      lastSeenMs.put(join.nonce(), nowMs);
       members.keySet().removeIf(nonce -> nowMs - lastSeenMs.get(nonce) > STALE_MS);
       if (members.size() == size) {
         table = assign(members.values(), size);
       }
-      return table != null;
+      return true;
     }
   }
 
@@ -67,6 +77,9 @@ final class Rendezvous {
 
   /** One question of a joiner, repeated by it until the answer is not PENDING. */
   synchronized byte[] join(Join join) {
+    if (!join.isPossible()) {
+      return Join.refused("rank " + join.wanted() + " in a group of " + join.size());
+    }
     Map<Group, Gathering> groups = runs.get(join.group().run());
     if (groups == null) {
       return Join.refused("run " + join.group().run() + " has ended");
@@ -81,6 +94,9 @@ final class Rendezvous {
       return Join.refused("the group has " + gathering.size + " ranks, not " + join.size());
     }
     if (gathering.table == null && !gathering.add(join, clockMs.getAsLong())) {
+      return Join.refused("superseded: a later attempt wants rank " + join.wanted());
+    }
+    if (gathering.table == null) {
       return Join.pending();
     }
     for (int rank = 0; rank < gathering.table.size(); rank++) {

@@ -100,7 +100,7 @@ final class Session implements Runnable {
     }
     trusted = true;
     answer(frame, new Frame.Builder().string(bridge.blocks().executorId())
-        .string(bridge.blocks().host()).u16(bridge.blocks().port()).string(bridge.identity())
+        .string(bridge.blocks().host()).u16(bridge.blocks().port()).string(bridge.hostId())
         .string(bridge.directory().toString()));
   }
 

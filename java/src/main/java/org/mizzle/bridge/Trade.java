@@ -117,8 +117,8 @@ final class Trade {
     return header;
   }
 
-  /** Part of a region, as a frame names it; id -1: none. */
-  private record Range(int id, long offset, long length) {
+  /** Part of a region, as a frame names it; number -1: none. */
+  private record Range(int number, long offset, long length) {
     static Range read(Frame frame) {
       return frame.body.get() == 0 ? new Range(-1, 0, 0)
           : new Range(frame.body.getInt(), frame.body.getLong(), frame.body.getLong());
@@ -129,10 +129,10 @@ final class Trade {
   private record Span(Region region, List<ByteBuffer> parts) {}
 
   private Span hold(Range range) throws BridgeException {
-    if (range.id() < 0) {
+    if (range.number() < 0) {
       return new Span(null, List.of());
     }
-    Region region = arena.acquire(range.id());
+    Region region = arena.acquire(range.number());
     try {
       return new Span(region, region.range(range.offset(), range.length()));
     } catch (BridgeException e) {

@@ -62,6 +62,16 @@ final class RegionTest {
     region.write(0, new byte[4]);
   }
 
+  void aFileThatCannotBeRemovedDoesNotFailItsLastUser() throws IOException {
+    Path path = file(100);
+    long before = open();
+    Region region = Region.open(0, "r", path, 100);
+    Files.delete(path);
+    Files.createFile(Files.createDirectory(path).resolve("x"));
+    region.release();
+    equal(before, open());
+  }
+
   void impossibleSizesAreRefusedAndNothingStaysOpen() throws IOException {
     Path path = file(100);
     long before = open();
@@ -120,10 +130,10 @@ final class RegionTest {
     arena.unclaim("a");
     check(arena.claim("b"), "free again");
     Region first = arena.add("w", file(10), 10);
-    Region held = arena.acquire(first.id);
+    Region held = arena.acquire(first.number);
     Region second = arena.add("w", file(20), 20);
-    check(first.id != second.id, "another number");
-    fails(BridgeException.class, () -> arena.acquire(first.id));
+    check(first.number != second.number, "another number");
+    fails(BridgeException.class, () -> arena.acquire(first.number));
     equal(1, held.range(0, 1).size());
     held.release();
     arena.close();

@@ -66,10 +66,33 @@ final class RendezvousTest {
     equal(0, rank(join(0, 2, 10, -1, 9, 1)));
   }
 
-  void aRankThatTwoWantGoesToOneOfThem() {
+  void aRetryTakesThePlaceOfTheAttemptThatWantedTheSameRank() {
+    equal(Join.PENDING, ask(join(0, 3, 10, 0)));
+    equal(Join.PENDING, ask(join(0, 3, 13, 0)));
+    equal(Join.PENDING, ask(join(0, 3, 11, 1)));
+    equal(Join.REFUSED, ask(join(0, 3, 10, 0)));
+    equal(Join.TABLE, ask(join(0, 3, 12, 2)));
+    equal(0, rank(join(0, 3, 13, 0)));
+    equal(1, rank(join(0, 3, 11, 1)));
+    equal(2, rank(join(0, 3, 12, 2)));
+    equal(Join.REFUSED, ask(join(0, 3, 10, 0)));
+  }
+
+  void aForgottenAttemptDoesNotComeBackBeforeItsRetry() {
     ask(join(0, 2, 10, 0));
+    nowMs += 5_001;
     ask(join(0, 2, 11, 0));
-    equal(1, rank(join(0, 2, 10, 0)) + rank(join(0, 2, 11, 0)));
+    equal(Join.REFUSED, ask(join(0, 2, 10, 0)));
+    equal(Join.TABLE, ask(join(0, 2, 12, 1)));
+    equal(0, rank(join(0, 2, 11, 0)));
+  }
+
+  void aWantedRankOutOfRangeIsRefused() {
+    equal(Join.REFUSED, ask(join(0, 2, 10, 2)));
+    equal(Join.REFUSED, ask(join(0, 2, 10, -2)));
+    equal(Join.REFUSED, ask(join(1, 0, 10, -1)));
+    equal(Join.PENDING, ask(join(0, 2, 11, 1)));
+    equal(Join.TABLE, ask(join(0, 2, 12, -1)));
   }
 
   void aJoinerThatStopsAskingIsForgotten() {
