@@ -56,15 +56,15 @@ def test_bits_do_not_depend_on_how_many_ranks_or_how_they_talk(spark_local: Spar
 
 
 def test_partitions_that_locality_would_scatter_are_kept_together(spark_local: SparkSession) -> None:
-    wishes = [("host-a" if number % 2 else "host-b", "0") for number in range(300)]
+    wishes = [("host-a" if number % 2 else "host-b", "0") for number in range(40)]
     rdd = placed(spark_local.sparkContext, wishes).map(lambda number: np.full(3, number, dtype=np.float32))
     assert neighbours(rdd, 4).glom().map(lambda part: (part[0][0], part[-1][0], len(part))).collect() == [
-        (0, 74, 75),
-        (75, 149, 75),
-        (150, 224, 75),
-        (225, 299, 75),
+        (0, 9, 10),
+        (10, 19, 10),
+        (20, 29, 10),
+        (30, 39, 10),
     ]
-    assert all_reduce(rdd).tolist() == [sum(range(300))] * 3
+    assert all_reduce(rdd).tolist() == [sum(range(40))] * 3
 
 
 def test_partitions_without_arrays_are_left_out(spark_local: SparkSession) -> None:
