@@ -21,7 +21,9 @@ class RunConfig:
         shards: logical data-parallel parts, fixed for the run's life: the result depends on them, never on ``ranks``.
             None: as many as ranks.
         group_size: iterations per Spark job. 10 makes a job's launch a small part of a group for iterations
-            above some 50 ms, and still shows progress every few seconds; 1 is plain bulk-synchronous Spark.
+            above some 50 ms, and still shows progress every few seconds; 1 is plain bulk-synchronous Spark. A group
+            never crosses the end of an epoch. Small models on small data spend most of their time on launching groups:
+            raise it there.
         transport: how ranks reach each other; "auto" unless a transport is to be measured.
         timeout_s: seconds that a rank waits for its peers in one exchange, or for its group to come together. 60 s
             cover a garbage collection or a slow first iteration; a dead peer is noticed at once all the same.

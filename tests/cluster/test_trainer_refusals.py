@@ -21,7 +21,7 @@ from harness import eventually
 from mizzle.config import RunConfig
 from mizzle.errors import BridgeMissing, ConfigError, DataError, MizzleError, ModelError, TaskFailed
 from mizzle.spark.driver import DriverSide, classic_context
-from mizzle.spark.session import check_session
+from mizzle.spark.session import check_session, session
 from mizzle.spark.trainer import Trainer
 from unit.training.runs import Mlp, Training, digits
 
@@ -94,7 +94,7 @@ def vector_loss(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
         ({"model": nn.Linear(7, 3)}, ModelError, r"\(inputs \(1, 2\) float32; targets .*mat1 and mat2 shapes cannot"),
         (
             {"model": nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3))}, ModelError,
-            r"training fails on 1 row.*Expected more than 1 value per channel",
+            r"tried on the driver, with 1 row.*Expected more than 1 value per channel",
         ),
         ({"run": RunConfig(ranks=64)}, ConfigError, r"64 ranks need 64 task slots, but .* has 4: .*local\[n\]"),
     ],
@@ -192,6 +192,29 @@ def test_a_session_that_mizzle_cannot_use_is_refused() -> None:
         check_session(Plain())  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"fit takes a Spark DataFrame, not list"):
         make().fit([1], features="x", label="y")  # type: ignore[arg-type]
+
+
+def test_another_master_than_the_running_one_is_not_silently_ignored(spark_local: SparkSession) -> None:
+    with pytest.raises(ConfigError, match=r"master 'local\[4\]' runs already, so master='local\[2\]' would be ignored"):
+        session("local[2]")
+    assert session().sparkContext is spark_local.sparkContext
+
+
+@pytest.mark.parametrize(
+    ("how", "error", "message"),
+    [
+        ({"model": torch.nn.Linear}, ModelError, "give an instance of torch.nn.Module"),
+        ({"loss": "mse"}, ConfigError, "loss is 'mse'; give a function"),
+        ({"loss": torch.nn.MSELoss}, ConfigError, r"MSELoss'>; give a function"),
+        ({"run": {"ranks": 2}}, ConfigError, r"run is \{'ranks': 2\}: give a mizzle.RunConfig"),
+        ({"global_batch_size": 8.0}, ConfigError, "global_batch_size is 8.0; give a whole number"),
+    ],
+)
+def test_an_argument_of_the_wrong_kind_is_named(how: dict[str, Any], error: type[Exception], message: str) -> None:
+    given: dict[str, Any] = {"model": torch.nn.Linear(2, 2), "loss": torch.nn.functional.cross_entropy}
+    given |= {"optimizer": sgd, "global_batch_size": 8, **how}
+    with pytest.raises(error, match=message):
+        Trainer(**given)
 
 
 def left_behind(spark: SparkSession) -> list[str]:

@@ -18,6 +18,9 @@ from mizzle.errors import ConfigError, MizzleError
 from mizzle.spark.bench import SYSTEMS, BenchPlan, BenchRecord, System, bench_all_reduce, contenders
 
 _TRANSPORTS = ("shm", "blocks")
+_SIZES_HELP = "Comma-separated sizes of a rank's array: B, KB (1024 bytes), MB (10^6), GB (10^9)."
+_TRANSPORTS_HELP = "mizzle's transports to measure, comma-separated: shm, blocks."
+_SYSTEMS_HELP = f"Who takes part, comma-separated: {', '.join(SYSTEMS)}."
 _ROUNDS = 3
 _MB = 10**6
 
@@ -33,9 +36,9 @@ def _bench() -> None:
 def allreduce(
     *,
     workers: Annotated[int, typer.Option(min=1, max=500, help="Ranks, each an executor process.")] = 2,
-    sizes: Annotated[str, typer.Option(help="Bytes of a rank's array: B, KB (1024), MB (10^6), GB.")] = "1KB,1MB,28MB",
-    transports: Annotated[str, typer.Option(help="Ways of mizzle: shm, blocks.")] = "shm,blocks",
-    systems: Annotated[str, typer.Option(help=f"Who takes part: {', '.join(SYSTEMS)}.")] = "mizzle,gloo",
+    sizes: Annotated[str, typer.Option(help=_SIZES_HELP)] = "1KB,1MB,28MB",
+    transports: Annotated[str, typer.Option(help=_TRANSPORTS_HELP)] = "shm,blocks",
+    systems: Annotated[str, typer.Option(help=_SYSTEMS_HELP)] = "mizzle,gloo",
     repeats: Annotated[int, typer.Option(min=1, help="Timed all-reduces of each at each size.")] = 30,
     warmup: Annotated[int, typer.Option(min=0, help="Untimed ones before them, in every round.")] = 10,
     master: Annotated[

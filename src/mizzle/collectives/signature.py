@@ -84,4 +84,4 @@ def check_agree(by_rank: Sequence[Signature], where: str) -> None:
             f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}: {text}"
             for text, ranks in ranks_of.items()
         )
-        raise CollectiveMismatch(f"{where}: ranks called different collectives; {said}")
+        raise CollectiveMismatch(f"{where}: ranks do not make the same call; {said}")

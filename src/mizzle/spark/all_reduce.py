@@ -55,6 +55,10 @@ def all_reduce(
         ConfigError: the RDD is empty, its elements are no arrays, or op is none of the above.
         PeerLost: an executor died meanwhile; call it again.
     """
+    if not isinstance(rdd, RDD):
+        raise ConfigError(
+            f"all_reduce takes an RDD of arrays, not {type(rdd).__name__}: a DataFrame has df.rdd.map(...)"
+        )
     context = rdd.context
     driver = DriverSide(context)
     if op not in ("sum", "mean", "max", "min"):

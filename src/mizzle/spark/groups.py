@@ -156,7 +156,7 @@ def run_group(
     transport: Transport = "auto",
     timeout_s: float = DEFAULT_TIMEOUT_S,
 ) -> list[Any]:
-    """Run ``fn(ctx)`` on ``ranks`` executors at once, with collectives between them.
+    """Run ``fn(ctx)`` in ``ranks`` tasks at once, with collectives between them.
 
     Args:
         spark: a session with mizzle's settings.

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
+from py4j.protocol import Py4JJavaError
 from pyspark import SparkContext
 from pyspark.sql import SparkSession
 
@@ -50,7 +51,7 @@ def _with(listed: str, item: str) -> str:
 def session(
     master: str | None = None, *, app_name: str = "mizzle", conf: Mapping[str, str] | None = None
 ) -> SparkSession:
-    """A Spark session with mizzle's settings: the running one, if it has them, else a new one.
+    """A Spark session with mizzle's settings: the running one (``conf`` is not used then), or a new one.
 
     Args:
         master: Spark's master URL; None leaves it to spark-submit or the defaults file.
@@ -58,18 +59,38 @@ def session(
         conf: further settings; they win over mizzle's.
 
     Raises:
-        ConfigError: a session without the plugin runs already: a plugin cannot be added later. Stop it first, or
-            start it with ``spark_conf()``.
+        BridgeMissing: a session without the plugin runs already, or did in this process: a plugin cannot be added
+            later. Start the Python process (the notebook's kernel) anew and begin with this call.
+        ConfigError: a session with another master runs already, or Spark cannot start with this one.
     """
+    running = SparkContext._active_spark_context  # noqa: SLF001 - PySpark has no public question for it
+    if master is not None and running is not None and running.master != master:
+        raise ConfigError(
+            f"a Spark session with master {running.master!r} runs already, so master={master!r} would be ignored: "
+            "stop it first (spark.stop()), or call mizzle.session() to use it"
+        )
     builder = SparkSession.builder.appName(app_name).config(map=dict(spark_conf(conf)))
     if master is not None:
         builder = builder.master(master)
-    spark = builder.getOrCreate()
+    spark = _start(builder)
     check_session(spark.sparkContext)
     if (master or "").startswith("local") and "PYSPARK_PYTHON" not in os.environ:
         # The workers of an embedded Spark run the Python that runs this, not the first one on the PATH.
         spark.sparkContext.pythonExec = sys.executable
     return spark
+
+
+def _start(builder: SparkSession.Builder) -> SparkSession:
+    try:
+        return builder.getOrCreate()
+    except Py4JJavaError as error:
+        cause = str(error.java_exception)
+        if "org.mizzle" in cause:
+            raise BridgeMissing(
+                "this process started Spark's JVM without mizzle's jar, and it stays so even after spark.stop(): start "
+                "the Python process (the notebook's kernel) anew and begin with mizzle.session(...)"
+            ) from error
+        raise ConfigError(f"Spark did not start: {cause}") from error
 
 
 def check_session(context: SparkContext) -> None:
@@ -81,6 +102,7 @@ def check_session(context: SparkContext) -> None:
     plugins = context.getConf().get("spark.plugins") or ""
     if PLUGIN not in plugins.split(","):
         raise BridgeMissing(
-            f"this Spark session has no mizzle bridge: spark.plugins is {plugins!r}. Stop it and start it with "
-            "mizzle.session(...), or with SparkSession.builder.config(map=mizzle.spark_conf())"
+            f"this Spark session has no mizzle bridge: spark.plugins is {plugins!r}. Start the Python process "
+            "(the notebook's kernel) anew and begin with mizzle.session(...), or with "
+            "SparkSession.builder.config(map=mizzle.spark_conf())"
         )

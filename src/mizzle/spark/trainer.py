@@ -23,7 +23,7 @@ from pyspark.sql import DataFrame
 from mizzle.blocks.deadline import Deadline
 from mizzle.collectives.wire import Wire
 from mizzle.config import RunConfig
-from mizzle.errors import ConfigError, Misplaced
+from mizzle.errors import ConfigError, Misplaced, ModelError
 from mizzle.scheduling.plan import plan_groups, spread
 from mizzle.spark.data import first_rows, shard_dataframe
 from mizzle.spark.driver import DriverSide, await_slots, classic_context, default_ranks
@@ -73,7 +73,7 @@ class Trainer:
     Args:
         model: on the CPU, parameters in float32; is copied. Parameters that do not require grad stay as they are.
             Float buffers (batch norm's statistics) become the mean over the shards after every iteration.
-        loss: ``loss(output, target)``, the mean over its mini-batch, a scalar.
+        loss: ``loss(output, target)``, the mean over its mini-batch (not the sum), a scalar.
         optimizer: builds a torch optimizer from parameter groups, ``lambda p: torch.optim.AdamW(p, 1e-3)``.
             Elementwise ones are sharded over the ranks, others run whole on every rank (``docs/architecture.md``).
         global_batch_size: rows per iteration over all ranks; any number.
@@ -118,6 +118,10 @@ class Trainer:
         progress: bool | None = None,
     ) -> None:
         """See the class."""
+        if not isinstance(model, torch.nn.Module):
+            raise ModelError(f"model is {model!r}: give an instance of torch.nn.Module")
+        if run is not None and not isinstance(run, RunConfig):
+            raise ConfigError(f"run is {run!r}: give a mizzle.RunConfig")
         for name, value in (("max_epochs", max_epochs), ("max_iterations", max_iterations)):
             if value is not None and value < 1:
                 raise ConfigError(f"{name} is {value}: give at least 1")
@@ -154,12 +158,15 @@ class Trainer:
 
         Args:
             df: computed twice (checked, then dealt to the executors' disks): cache what is dear to compute.
-            features: one column of arrays or vectors, or several numeric columns.
-            label: the target's column: whole numbers become int64, fractions float32, arrays float32 rows.
+            features: one column of arrays or vectors, or several numeric columns, which are stacked: the model gets
+                one float32 tensor of shape (n, columns).
+            label: the target's column: whole numbers become int64 of shape (n,), fractions float32 of shape (n,),
+                arrays float32 of shape (n, length). A regression model must return (n,) as well: ``.squeeze(-1)``.
                 None: the loss gets None as target.
             shape: shape of one row's input, ``(1, 8, 8)``; None leaves arrays flat.
             num_classes: labels must be whole numbers in [0, num_classes).
-            collate: ``collate(record_batch) -> (inputs, targets)``, for columns that are not numeric.
+            collate: ``collate(batch) -> (inputs, targets)`` with a pyarrow.RecordBatch of the selected columns; for
+                columns that are not numeric, or models that take several tensors.
             bad_rows: "raise" on nulls, NaN, ragged arrays or labels out of range, or "skip" and count them.
 
         Raises:

@@ -33,7 +33,7 @@ class EpochSummary:
 
 @dataclass(slots=True)
 class TimeSplit:
-    """Seconds of wall clock, mean over ranks.
+    """Seconds of wall clock within the groups, mean over ranks; checking and dealing the rows come on top.
 
     Attributes:
         compute_s: forward, backward and reading rows.

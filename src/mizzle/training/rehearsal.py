@@ -5,6 +5,8 @@ The same code as on the executors, with one rank, one shard and a few rows, on a
 
 from __future__ import annotations
 
+import warnings
+from contextlib import suppress
 from dataclasses import replace
 
 import numpy as np
@@ -19,7 +21,7 @@ from mizzle.training.columns import Batch, Columns
 from mizzle.training.flat import FlatParameters
 from mizzle.training.order import EpochOrder
 from mizzle.training.rank import RankTrainer
-from mizzle.training.spec import IterationPlan, TrainingSpec
+from mizzle.training.spec import IterationPlan, Loss, TrainingSpec
 
 _RUN = "0" * 32
 _TIMEOUT_S = 600.0
@@ -70,8 +72,9 @@ def rehearse(model: torch.nn.Module, spec: TrainingSpec, columns: Columns, rows:
         return
     few = _FewRows(rows, columns)
     alone = replace(
-        spec, num_rows=few.num_rows, num_shards=1, global_batch_size=few.num_rows, not_finite="skip", accumulate=1
-    )
+        spec, num_rows=few.num_rows, num_shards=1, global_batch_size=few.num_rows, not_finite="skip", accumulate=1,
+        loss=_WatchedLoss(spec.loss),
+    )  # fmt: skip
     layout = ExchangeLayout(FlatParameters(model, spec.groups).num_elements, 1, ((0,),))
     threads = torch.get_num_threads()
     try:
@@ -82,11 +85,46 @@ def rehearse(model: torch.nn.Module, spec: TrainingSpec, columns: Columns, rows:
     except Exception as error:
         # Model, loss, optimizer and collate are the user's code: anything may be raised.
         raise ModelError(
-            f"training fails on {rows.num_rows} row(s) ({few.described}), as few as a shard has in some "
-            f"iteration: {type(error).__name__}: {error}"
+            f"one iteration was tried on the driver, with {rows.num_rows} row(s), the fewest that a shard will have "
+            f"({few.described}), and failed: {type(error).__name__}: {error}"
         ) from error
     finally:
         torch.set_num_threads(threads)
+
+
+class _WatchedLoss:
+    """The user's loss, with a warning of the two mistakes that train without an error, only badly."""
+
+    def __init__(self, loss: Loss) -> None:
+        self._loss = loss
+
+    def __call__(self, output: object, target: object) -> torch.Tensor:
+        value = self._loss(output, target)
+        if isinstance(output, torch.Tensor) and isinstance(target, torch.Tensor) and isinstance(value, torch.Tensor):
+            _warn_of_shapes(output, target)
+            # The second call is ours, not the user's: a loss that cannot take other rows is no fault.
+            with suppress(Exception), torch.no_grad():
+                _warn_of_sum(value, self._loss(torch.cat([output, output]), torch.cat([target, target])))
+        return value
+
+
+def _warn_of_shapes(output: torch.Tensor, target: torch.Tensor) -> None:
+    alike = output.is_floating_point() and target.is_floating_point() and output.numel() == target.numel()
+    if alike and output.shape != target.shape:
+        warnings.warn(
+            f"the model returns {tuple(output.shape)} and the targets are {tuple(target.shape)}: most losses would "
+            "compare every row with every other. Let the model return the targets' shape, e.g. output.squeeze(-1)",
+            stacklevel=2,
+        )
+
+
+def _warn_of_sum(once: torch.Tensor, twice: torch.Tensor) -> None:
+    if once.numel() == 1 and once.abs() > 0 and torch.isclose(twice, 2 * once, rtol=1e-3, atol=0.0):
+        warnings.warn(
+            "the loss doubles when the rows are given twice, so it looks like a sum: mizzle weights shards by their "
+            'rows and needs the mean, e.g. reduction="mean"',
+            stacklevel=2,
+        )
 
 
 def _describe(batch: Batch) -> str:

@@ -74,8 +74,11 @@ class TrainingSpec:
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
         for name in ("num_rows", "num_shards", "global_batch_size", "accumulate", "threads"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"{name} is {getattr(self, name)}; give at least 1")
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ConfigError(f"{name} is {value!r}; give a whole number, at least 1")
+        if isinstance(self.loss, type) or not callable(self.loss):
+            raise ConfigError(f"loss is {self.loss!r}; give a function or module: loss(output, target)")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; give 0 or more")
         if self.not_finite not in {"raise", "skip"}:

@@ -45,6 +45,23 @@ def test_a_wrong_shape_is_told_with_both_shapes_and_types() -> None:
     assert isinstance(found.value.__cause__, RuntimeError)
 
 
+def test_one_output_too_many_dimensions_is_warned_of() -> None:
+    columns = Columns.of("x", "z")
+    rows = pa.RecordBatch.from_pydict({"x": [[1.0, 2.0], [3.0, 4.0]], "z": [0.5, 1.5]})
+    with pytest.warns(UserWarning, match=r"returns \(2, 1\) and the targets are \(2,\): .*squeeze"):
+        rehearse(nn.Linear(2, 1), spec(loss=outer_square), columns, rows)
+
+
+def outer_square(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (output - target).square().mean()
+
+
+def test_a_loss_that_is_a_sum_is_warned_of_and_a_mean_is_not() -> None:
+    with pytest.warns(UserWarning, match=r"looks like a sum.*needs the mean"):
+        rehearse(nn.Linear(2, 3), spec(loss=nn.CrossEntropyLoss(reduction="sum")), COLUMNS, ROWS)
+    rehearse(nn.Linear(2, 3), spec(loss=nn.CrossEntropyLoss()), COLUMNS, ROWS)  # warnings are errors here
+
+
 def test_a_collate_that_fails_is_told_as_such() -> None:
     def collate(_rows: pa.RecordBatch) -> Any:
         raise KeyError("jpeg")
