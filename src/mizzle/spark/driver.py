@@ -88,8 +88,8 @@ def default_ranks(context: SparkContext, deadline: Deadline) -> int:
     if _is_embedded(context):
         return task_slots(context)
     paused = threading.Event()
-    wanted = _fixed_executors(context) or 1
-    while (executors := _num_executors(context)) < wanted and not deadline.passed:
+    wanted = fixed_executors(context) or 1
+    while (executors := num_executors(context)) < wanted and not deadline.passed:
         paused.wait(min(_LOOK_AGAIN_S, deadline.remaining_s()))
     return max(1, min(task_slots(context), executors))
 
@@ -102,11 +102,11 @@ def await_slots(context: SparkContext, num_ranks: int, deadline: Deadline) -> No
     Raises:
         ConfigError: there are fewer slots than ranks.
     """
-    embedded, fixed = _is_embedded(context), _fixed_executors(context)
+    embedded, fixed = _is_embedded(context), fixed_executors(context)
     paused = threading.Event()
     while True:
         # In this order: an executor brings its slots before it is counted.
-        complete = embedded or (fixed is not None and _num_executors(context) >= fixed)
+        complete = embedded or (fixed is not None and num_executors(context) >= fixed)
         slots = task_slots(context)
         if slots >= num_ranks or complete or deadline.passed:
             break
@@ -123,7 +123,7 @@ def _is_embedded(context: SparkContext) -> bool:
     return re.fullmatch(r"local(\[.*\])?", str(context.master)) is not None
 
 
-def _fixed_executors(context: SparkContext) -> int | None:
+def fixed_executors(context: SparkContext) -> int | None:
     """How many executors the application will have, where that is settled."""
     embedded_cluster = re.match(r"local-cluster\[\s*(\d+)", str(context.master))
     if embedded_cluster is not None:
@@ -135,7 +135,8 @@ def _fixed_executors(context: SparkContext) -> int | None:
     return int(asked)
 
 
-def _num_executors(context: SparkContext) -> int:
-    """Executors that have registered, the driver left out."""
+def num_executors(context: SparkContext) -> int:
+    """Executors that have registered; embedded Spark's only one is the driver, elsewhere it is left out."""
     spark: Any = context._jsc.sc()  # noqa: SLF001 - PySpark offers no way to count executors
-    return int(spark.getExecutorMemoryStatus().size()) - 1
+    known = int(spark.getExecutorMemoryStatus().size())
+    return known if _is_embedded(context) else known - 1

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 from pyspark import SparkContext
@@ -18,7 +17,7 @@ from pyspark.sql import SparkSession
 from mizzle.blocks.deadline import Deadline
 from mizzle.config import Transport
 from mizzle.errors import ArenaError
-from mizzle.spark.driver import DriverSide
+from mizzle.spark.driver import DriverSide, fixed_executors, num_executors
 from mizzle.spark.groups import run_group
 from mizzle.spark.worker import RankContext
 
@@ -63,25 +62,18 @@ def driver_versions() -> dict[str, str]:
 
 
 def await_bridges(context: SparkContext, deadline: Deadline) -> tuple[dict[str, str], int]:
-    """Wait until the bridge of every executor has reported.
+    """Wait until the bridge of every executor has reported, also of those that are still to come.
 
     Returns:
-        Description of every bridge that has, by executor id; and the number of executors that Spark knows.
+        Description of every bridge that has, by executor id; and the number of executors that Spark knows or awaits.
     """
     driver = DriverSide(context)
     paused = threading.Event()
     while True:
-        bridges, expected = driver.bridges(), num_executors(context)
-        if (expected > 0 and len(bridges) >= expected) or deadline.passed:
+        bridges, expected = driver.bridges(), max(num_executors(context), fixed_executors(context) or 1)
+        if len(bridges) >= expected or deadline.passed:
             return bridges, expected
         paused.wait(min(_LOOK_AGAIN_S, deadline.remaining_s()))
-
-
-def num_executors(context: SparkContext) -> int:
-    """Executors that Spark knows now; embedded Spark's only one is the driver."""
-    spark: Any = context._jsc.sc()  # noqa: SLF001 - PySpark does not tell
-    known = int(spark.getExecutorMemoryStatus().size())
-    return known if str(context.master) == "local" or str(context.master).startswith("local[") else known - 1
 
 
 def inspect_executors(spark: SparkSession, ranks: int, bridges: Mapping[str, str]) -> list[ExecutorFacts]:

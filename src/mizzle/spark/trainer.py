@@ -189,13 +189,16 @@ class Trainer:
         packed = self._rehearsed(spec, checked)
         with driver.run() as run, _Fit(context, driver, self._run, run, spread(num_shards, ranks)) as fit:
             model, history = self._train(fit, fit.ship(packed, checked), spec)
-        report = {
-            "run": run, "ranks": ranks, "shards": num_shards, "rows": checked.num_rows,
-            "skipped_rows": checked.num_skipped, "iterations": len(history.losses),
+        report = self._report(run, checked, (ranks, num_shards), len(history.losses))
+        return TrainingResult(model, history, report | {"wall_s": time.monotonic() - begun})
+
+    def _report(self, run: str, checked: CheckedFrame, layout: tuple[int, int], iterations: int) -> dict[str, Any]:
+        ranks, shards = layout
+        return {
+            "run": run, "ranks": ranks, "shards": shards, "rows": checked.num_rows,
+            "skipped_rows": checked.num_skipped, "iterations": iterations,
             "group_size": self._run.group_size, "transport": self._run.transport,
-            "wall_s": time.monotonic() - begun,
         }  # fmt: skip
-        return TrainingResult(model, history, report)
 
     def _rehearsed(self, spec: TrainingSpec, checked: CheckedFrame) -> bytes:
         """What the executors get, after one iteration on the driver with a copy of exactly that."""
