@@ -38,7 +38,6 @@ from mizzle.training.columns import Columns
 from mizzle.training.flat import FlatParameters
 from mizzle.training.groups import OptimizerFactory, groups_of
 from mizzle.training.history import TrainingHistory
-from mizzle.training.order import EpochOrder
 from mizzle.training.rehearsal import fewest_rows, rehearse
 from mizzle.training.schedule import HyperSchedule, SchedulerFactory
 from mizzle.training.spec import Loss, TrainingSpec
@@ -218,7 +217,7 @@ class Trainer:
         return ranks, self._run.shards or ranks
 
     def _num_iterations(self, spec: TrainingSpec) -> int:
-        total = -(-spec.num_rows // spec.global_batch_size) * self._max_epochs
+        total = spec.order().iterations_per_epoch * self._max_epochs
         return min(total, self._max_iterations or total)
 
     def _schedule(self) -> HyperSchedule:
@@ -227,12 +226,11 @@ class Trainer:
     def _train(
         self, fit: _Fit, plan: Broadcast[RunPlan], spec: TrainingSpec
     ) -> tuple[torch.nn.Module, TrainingHistory]:
-        order = EpochOrder(spec.num_rows, spec.num_shards, spec.global_batch_size, spec.seed)
         total = self._num_iterations(spec)
         schedule, history = self._schedule(), TrainingHistory()
         model = copy.deepcopy(self._model)
         with TrainingProgress(total, enabled=self._progress) as progress:
-            for group in plan_groups(order.iterations_per_epoch, total, self._run.group_size):
+            for group in plan_groups(spec.order().iterations_per_epoch, total, self._run.group_size):
                 begun = time.monotonic()
                 body = TrainGroup(plan, group, tuple(schedule.ahead(group.size)), last=group.stop == total)
                 reports = fit.run_group(body)

@@ -23,7 +23,6 @@ from mizzle.training.clipping import ClipByNorm, ClipByValue, global_norm, norm_
 from mizzle.training.contributions import Contributions, mark
 from mizzle.training.flat import FlatParameters
 from mizzle.training.local import ShardCompute, survey
-from mizzle.training.order import EpochOrder
 from mizzle.training.report import FINITE, IterationReport, RankReport, ShardReport
 from mizzle.training.spec import IterationMetrics, IterationPlan, ShardRows, TrainingSpec
 from mizzle.training.state import pack_state, unpack_state
@@ -68,7 +67,7 @@ class RankTrainer:
         self._model = model
         self._exchange = exchange
         self._shards = dict(shards)
-        self._order = EpochOrder(spec.num_rows, spec.num_shards, spec.global_batch_size, spec.seed)
+        self._order = spec.order()
         self._flat = FlatParameters(model, spec.groups)
         self._check()
         if state is None:

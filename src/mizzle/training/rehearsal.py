@@ -19,7 +19,6 @@ from mizzle.collectives.exchange import Exchange, ExchangeLayout
 from mizzle.errors import MizzleError, ModelError
 from mizzle.training.columns import Batch, Columns
 from mizzle.training.flat import FlatParameters
-from mizzle.training.order import EpochOrder
 from mizzle.training.rank import RankTrainer
 from mizzle.training.spec import IterationPlan, Loss, TrainingSpec
 
@@ -49,7 +48,7 @@ def fewest_rows(spec: TrainingSpec, num_iterations: int) -> int:
         spec: of the run.
         num_iterations: of the run; the first epoch's last iteration counts only when the run comes that far.
     """
-    order = EpochOrder(spec.num_rows, spec.num_shards, spec.global_batch_size, spec.seed)
+    order = spec.order()
     last = min(num_iterations, order.iterations_per_epoch) - 1
     total = min(order.total(0), order.total(last))
     return max(1, total // spec.num_shards // spec.accumulate)

@@ -17,6 +17,7 @@ from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError
 from mizzle.training.clipping import ClipByNorm, ClipByValue
 from mizzle.training.groups import OptimizerFactory, ParameterGroup
+from mizzle.training.order import EpochOrder
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """``loss(output, target)``: the mean over its mini-batch, a scalar."""
@@ -83,6 +84,10 @@ class TrainingSpec:
             raise ConfigError(f"seed is {self.seed}; give 0 or more")
         if self.not_finite not in {"raise", "skip"}:
             raise ConfigError(f"not_finite is {self.not_finite!r}; give 'raise' or 'skip'")
+
+    def order(self) -> EpochOrder:
+        """Which rows come when."""
+        return EpochOrder(self.num_rows, self.num_shards, self.global_batch_size, self.seed)
 
     def on(self, num_rows: int, num_shards: int) -> TrainingSpec:
         """The same training on that data."""
