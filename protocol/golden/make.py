@@ -61,6 +61,11 @@ FILES: dict[str, bytes] = {
     "fetch_answer": frame(0x86, 6, SMALL[:64] + blob(b"meta")),
     "drop": frame(7, 1 << 31 | 7, struct.pack("<QH", 12, 4)),
     "cancel": frame(14, 1 << 31 | 8, struct.pack("<I", 6)),
+    "serve": frame(15, 9, struct.pack("<IQi", 4711, 3, -1) + blob(b"outcome")),
+    "serve_answer": frame(0x8F, 9, struct.pack("<QB", 2**64 - 1, 2) + blob(b"r") + struct.pack("<I", 3) + blob(b"do")),
+    "hire": frame(16, 10, blob(RUN.hex().encode()) + struct.pack("<IBI", 3, 1, 60000) + blob(b"how")),
+    "hire_answer": frame(0x90, 10, b"\x01" + blob(b"ready")),
+    "hire_answer_nobody": frame(0x90, 10, b"\0"),
     "error_peer_lost": frame(0xFF, 6, struct.pack("<Bi", 2, 3) + blob("gone: \u00e9".encode())),
 }
 

@@ -14,22 +14,32 @@ if TYPE_CHECKING:
     from mizzle.config import RunConfig as RunConfig
     from mizzle.spark.all_reduce import all_reduce as all_reduce
     from mizzle.spark.groups import run_group as run_group
+    from mizzle.spark.iterate import Boundary as Boundary
+    from mizzle.spark.iterate import IterationResult as IterationResult
+    from mizzle.spark.iterate import iterate as iterate
     from mizzle.spark.session import session as session
     from mizzle.spark.session import spark_conf as spark_conf
+    from mizzle.spark.step import StepContext as StepContext
     from mizzle.spark.trainer import Trainer as Trainer
     from mizzle.spark.trainer import TrainingResult as TrainingResult
     from mizzle.spark.worker import RankContext as RankContext
     from mizzle.training.clipping import ClipByNorm as ClipByNorm
     from mizzle.training.clipping import ClipByValue as ClipByValue
+    from mizzle.training.stopping import EarlyStopping as EarlyStopping
 
 _HOMES = {
+    "Boundary": "mizzle.spark.iterate",
     "ClipByNorm": "mizzle.training.clipping",
     "ClipByValue": "mizzle.training.clipping",
+    "EarlyStopping": "mizzle.training.stopping",
+    "IterationResult": "mizzle.spark.iterate",
     "RankContext": "mizzle.spark.worker",
     "RunConfig": "mizzle.config",
+    "StepContext": "mizzle.spark.step",
     "Trainer": "mizzle.spark.trainer",
     "TrainingResult": "mizzle.spark.trainer",
     "all_reduce": "mizzle.spark.all_reduce",
+    "iterate": "mizzle.spark.iterate",
     "run_group": "mizzle.spark.groups",
     "session": "mizzle.spark.session",
     "spark_conf": "mizzle.spark.session",

@@ -11,6 +11,26 @@ Transport = Literal["auto", "shm", "blocks"]
 """How ranks reach each other: shared memory on one host, the BlockManager, or (auto) each peer the best way."""
 
 
+GroupSize = int | Literal["auto"]
+"""Iterations per Spark job, or "auto"."""
+
+
+def check_count(name: str, value: object, *, other: str | None = None) -> None:
+    """Refuse what is no number of things.
+
+    Args:
+        name: of the setting, for the message.
+        value: must be a whole number, at least 1.
+        other: what could be given instead, for the message.
+
+    Raises:
+        ConfigError: says what to give.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        also = "" if other is None else f", or {other}"
+        raise ConfigError(f"{name} is {value!r}: give a whole number, at least 1{also}")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunConfig:
     """The layout of one run.
@@ -20,10 +40,11 @@ class RunConfig:
             because one rank per executor keeps the memory of a model to once per executor.
         shards: logical data-parallel parts, fixed for the run's life: the result depends on them, never on ``ranks``.
             None: as many as ranks.
-        group_size: iterations per Spark job. 10 makes a job's launch a small part of a group for iterations
-            above some 50 ms, and still shows progress every few seconds; 1 is plain bulk-synchronous Spark. A group
-            never crosses the end of an epoch. Small models on small data spend most of their time on launching groups:
-            raise it there.
+        group_size: K, iterations per Spark job. "auto" measures what launching a group costs and keeps it at about 1 %
+            of the time; a number fixes it, 1 is plain bulk-synchronous Spark. A group never crosses the end of an
+            epoch or a validation, whatever is asked for.
+        max_group_s: with "auto", how long a group may last in seconds: within it the run shows no progress and takes
+            up no change. 10 s keep both lively.
         transport: how ranks reach each other; "auto" unless a transport is to be measured.
         timeout_s: seconds that a rank waits for its peers in one exchange, or for its group to come together. 60 s
             cover a garbage collection or a slow first iteration; a dead peer is noticed at once all the same.
@@ -31,16 +52,20 @@ class RunConfig:
 
     ranks: int | None = None
     shards: int | None = None
-    group_size: int = 10
+    group_size: GroupSize = "auto"
+    max_group_s: float = 10.0
     transport: Transport = "auto"
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
-        for name in ("ranks", "shards", "group_size"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}: give at least 1")
+        for name in ("ranks", "shards"):
+            if getattr(self, name) is not None:
+                check_count(name, getattr(self, name))
+        if self.group_size != "auto":
+            check_count("group_size", self.group_size, other='"auto"')
+        if self.max_group_s <= 0:
+            raise ConfigError(f"max_group_s is {self.max_group_s}: give a positive number of seconds")
         if self.ranks is not None and self.shards is not None and self.shards < self.ranks:
             raise ConfigError(f"{self.shards} shards cannot be spread over {self.ranks} ranks: every rank holds one")
         if self.transport not in get_args(Transport):

@@ -17,8 +17,9 @@ from pyspark.sql import SparkSession
 
 from harness import eventually
 from mizzle.errors import CollectiveMismatch, ConfigError, ModelError, PeerLost, TaskFailed
-from mizzle.spark.groups import root_cause, run_group
-from mizzle.spark.worker import Failure, Outcome, RankContext
+from mizzle.spark.groups import run_group
+from mizzle.spark.outcome import Failure, Outcome, root_cause
+from mizzle.spark.worker import RankContext
 
 # Functions are made inside the tests: executors cannot import the tests, and what is local travels by value.
 
@@ -112,7 +113,7 @@ def test_what_cannot_start_is_refused(spark_local: SparkSession) -> None:
 
 
 def outcome(rank: int, error: Exception) -> Outcome:
-    return Outcome(rank, rank, "somewhere", failure=Failure.of(error))
+    return Outcome(rank, rank, failure=Failure.of(error))
 
 
 def test_the_root_cause_is_the_rank_that_reported_nothing_or_failed_by_itself() -> None:

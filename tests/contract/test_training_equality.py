@@ -14,10 +14,12 @@ from mizzle.collectives.wire import Wire
 from mizzle.errors import NotFiniteError
 from mizzle.training.clipping import ClipByNorm, ClipByValue
 from mizzle.training.spec import IterationPlan
+from mizzle.training.stopping import EarlyStopping
 from unit.training.runs import (
     PLACEMENTS,
     SCATTERED,
     Cnn,
+    Grouping,
     Mlp,
     Outcome,
     Rows,
@@ -333,3 +335,75 @@ def test_skip_leaves_the_iteration_out_on_all_ranks() -> None:
     if before is not None:
         assert torch.equal(before.weights, after.weights)
     assert torch.isfinite(ours.weights).all()
+
+
+def accuracy(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    return (output.argmax(1) == target).float().mean()
+
+
+VALIDATION = digits(57, seed=1)
+EVALUATED = {"metrics": {"accuracy": accuracy}}
+ALL_PLACEMENTS = (*PLACEMENTS.values(), SCATTERED)
+
+
+@pytest.mark.parametrize("model", [lambda: Mlp(dropout=0.2, norm=True), Cnn], ids=["mlp", "cnn"])
+def test_evaluations_have_the_same_bits_for_every_placement_and_plain_pytorch_agrees(
+    model: Callable[[], nn.Module],
+) -> None:
+    training = Training(model, digits(), OPTIMIZERS["adam"], options=EVALUATED, validation=VALIDATION)
+    plans, grouping = training.plans(ITERATIONS), Grouping(5, evaluate_every=6)
+    reference = train(training, PLACEMENTS[1], plans, grouping=grouping)[0]
+    for placement in ALL_PLACEMENTS:
+        assert_same_bits(train(training, placement, plans, grouping=grouping), reference)
+    assert [(one.iteration, one.epoch, one.rows) for one in reference.evaluations] == [(5, 1, 57), (11, 2, 57)]
+
+    learnt = training.fresh_model()
+    learnt.load_state_dict(reference.model)
+    with torch.no_grad():
+        output = learnt.eval()(VALIDATION.inputs)
+    last = reference.evaluations[-1]
+    assert last.loss == pytest.approx(float(training.loss(output, VALIDATION.targets)), rel=LOSS_RTOL)
+    assert last.metrics == {"accuracy": pytest.approx(float(accuracy(output, VALIDATION.targets)), rel=LOSS_RTOL)}
+    assert last.loss != reference.evaluations[0].loss
+
+
+def test_evaluating_does_not_change_a_bit_of_the_training() -> None:
+    training = Training(
+        lambda: Mlp(dropout=0.2, norm=True), digits(), OPTIMIZERS["adamw"], options=EVALUATED, validation=VALIDATION
+    )
+    plans = training.plans(ITERATIONS)
+    without = train(training, PLACEMENTS[1], plans)[0]
+    for placement in ALL_PLACEMENTS:
+        for outcome in train(training, placement, plans, grouping=Grouping(100, evaluate_every=1)):
+            assert outcome.losses == without.losses
+            assert torch.equal(outcome.weights, without.weights)
+            assert outcome.model.keys() == without.model.keys()
+            assert all(torch.equal(value, without.model[name]) for name, value in outcome.model.items())
+
+
+def test_schedule_evaluations_and_early_stopping_do_not_depend_on_the_size_of_groups() -> None:
+    training = Training(
+        lambda: Mlp(dropout=0.2), digits(), OPTIMIZERS["sgd"], options=EVALUATED, validation=VALIDATION,
+        scheduler=lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 1.2),  # until it gets no better
+    )  # fmt: skip
+    plans = training.plans(60)
+    stopping = EarlyStopping(patience=2)
+    reference = train(training, PLACEMENTS[1], plans, grouping=Grouping(1, 4, stopping))[0]
+    assert 12 <= len(reference.losses) < 60, "it must stop early, not at once"
+    for size, placement in ((7, PLACEMENTS[2]), (100, PLACEMENTS[1]), (3, SCATTERED)):
+        outcomes_ = train(training, placement, plans, grouping=Grouping(size, 4, stopping))
+        assert_same_bits(outcomes_, reference)
+    never = train(training, PLACEMENTS[1], plans, grouping=Grouping(7, 4))[0]
+    assert never.losses[: len(reference.losses)] == reference.losses
+    assert len(never.losses) == 60
+
+
+def test_evaluations_of_a_rebuilt_rank_are_those_of_one_that_lived_on() -> None:
+    training = Training(lambda: Mlp(norm=True), digits(), OPTIMIZERS["adam"], options=EVALUATED, validation=VALIDATION)
+    plans, grouping = training.plans(ITERATIONS), Grouping(100, evaluate_every=6)
+    reference = train(training, PLACEMENTS[1], plans, grouping=grouping)[0]
+    halves = train(training, PLACEMENTS[2], plans[:6], grouping=grouping)
+    resumed = train(training, PLACEMENTS[2], plans[6:], [half.state for half in halves], grouping)
+    for half, rest in zip(halves, resumed, strict=True):
+        assert half.evaluations + rest.evaluations == reference.evaluations
+        assert rest.log == reference.log

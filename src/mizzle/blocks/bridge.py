@@ -39,6 +39,7 @@ _ERRORS: dict[int, Callable[[str], MizzleError]] = {
     6: BlockNotFound,
     7: BridgeError,
     8: ArenaError,
+    9: BridgeLost,
 }
 _PEER_LOST = 2
 _SILENT = 1 << 31
@@ -320,6 +321,10 @@ class BridgeClient:
     def count_blocks(self, prefix: str) -> int:
         """How many blocks with such names this executor's BlockManager holds."""
         return self.call(Request.COUNT_BLOCKS, Writer().text(prefix), Deadline.after(10)).number("Q")
+
+    def fileno(self) -> int:
+        """Descriptor of the connection, to wait for its end."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         """Close the connection; without `leave` before, peers are told that this rank is lost."""

@@ -34,6 +34,8 @@ class Request(IntEnum):
     COUNTERS = 12
     COUNT_BLOCKS = 13
     CANCEL = 14
+    SERVE = 15
+    HIRE = 16
 
 
 class Writer:

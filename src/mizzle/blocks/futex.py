@@ -2,7 +2,8 @@
 
 Elsewhere waiting is a short timed wait: correct, less quick. A word has one writer; a reader may see it late, never
 torn. What was written before a word was set is visible to who sees the word, whatever order a processor would rather
-have: `Words.set` passes a memory fence before it writes, `Words.get` one after it has read.
+have: `Words.set` passes a memory fence before it writes, `Words.get` one after it has read. Who peeks at many words
+passes one fence for all.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ _WAIT, _WAKE = 0, 1
 _EVERYBODY = 0x7FFFFFFF
 _WORD = struct.Struct("<I")
 _FALLBACK_S = 0.0002
+SLICE_S = 0.02
+"""How long a waiter sleeps before it looks whether a peer is lost; a change itself wakes it at once."""
 
 
 class _Timespec(ctypes.Structure):
@@ -40,22 +43,27 @@ class Words:
         self._held = threading.Lock()
         self._held.acquire()
 
-    def _fence(self) -> None:
+    def fence(self) -> None:
+        """Keep the order of all memory accesses before and after."""
         # A lock nobody contends for is atomic operations without a system call (0.1 us both). What came before a
         # release stays before it, what follows an acquire stays behind it, and the two keep their order. Taken first
         # and released then they would be no fence: what is around could move in from both ends and cross inside.
         self._held.release()
         self._held.acquire()
 
+    def peek(self, at: int) -> int:
+        """The word now; what its writer wrote before it is seen only after a `fence`."""
+        return int(_WORD.unpack_from(self._view, at)[0])
+
     def get(self, at: int) -> int:
         """The word now; what its writer wrote before it is seen from here on."""
-        value = int(_WORD.unpack_from(self._view, at)[0])
-        self._fence()
+        value = self.peek(at)
+        self.fence()
         return value
 
     def set(self, at: int, value: int) -> None:
         """Write the word, after all that was written or read before, and wake everybody who sleeps on it."""
-        self._fence()
+        self.fence()
         _WORD.pack_into(self._view, at, value)
         if _NUMBER is not None:
             _SYSCALL(_NUMBER, ctypes.c_void_p(self._base + at), _WAKE, _EVERYBODY, None, None, 0)

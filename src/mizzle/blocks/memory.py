@@ -15,7 +15,7 @@ import numpy as np
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId, DType, Header
-from mizzle.blocks.store import Fetched, OwnBlocks, Span, checked
+from mizzle.blocks.store import Board, Fetched, OwnBlocks, Span, checked
 from mizzle.errors import (
     ArenaError,
     BlockNotFound,
@@ -195,6 +195,7 @@ class MemoryStore:
         self.generation = generation
         self.rank = rank
         self.size = fabric.size
+        self.board: Board | None = None
         self._fabric = fabric
         self._blocks = OwnBlocks(run, rank)
 

@@ -1,8 +1,9 @@
-"""Control regions: where a rank notes, for each peer, what it has put and where the bytes lie.
+"""Control regions: where a rank notes, for each peer, what it has put and where the bytes lie, and posts for all.
 
 A region has one writer, its rank; its bridge writes only `FENCED_AT`, `LOST_AT` and why that peer was lost. It holds:
 a few words, two reasons, for each reader a counter of notes and a counter of how many of the reader's own notes were
-read, `SLOTS` notes for each reader, used in turn, and a ring of the metas that are too long for a note.
+read, `SLOTS` notes for each reader, used in turn, a ring of the metas that are too long for a note, and the two pages
+of its board.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from mizzle.blocks.ids import HEADER_BYTES, MAX_META_BYTES, Header
 from mizzle.errors import ArenaError, PeerLost
 
 CONTROL = "control"
-FENCE_AT, FENCED_AT, LOST_AT, GAVE_UP_AT = 0, 4, 8, 12
+FENCE_AT, FENCED_AT, LOST_AT, GAVE_UP_AT, POSTED_AT = 0, 4, 8, 12, 16
 """Words: the lowest generation that this rank serves; the same as its bridge has it; rank + 1 of a peer that the bridge
-saw die; 1 when this rank gave up."""
+saw die; 1 when this rank gave up; how many times it posted."""
 SLOTS = 64
 _REASON_AT, _REASON_BYTES = 64, 1024
 _LOST_REASON_AT = _REASON_AT + _REASON_BYTES
@@ -35,15 +36,22 @@ _INLINE_META_BYTES = _SLOT_BYTES - _META_AT
 _RING_BYTES = 4 * MAX_META_BYTES
 """For each reader two rounds of the longest metas, twice over: by the rule of the collectives (no rank is more than
 one collective ahead of another) a meta was read before the ring comes round to it."""
+PAGE_BODY_AT = _LINE
+"""Where the message begins in a page of the board; before it is its name."""
+_PAGE_BYTES = PAGE_BODY_AT + MAX_META_BYTES
 
 
 def control_bytes(size: int) -> int:
     """Length in bytes of a control region for a group of ``size`` ranks."""
-    return _ring_at(size) + _RING_BYTES * size
+    return _pages_at(size) + 2 * _PAGE_BYTES
 
 
 def _ring_at(size: int) -> int:
     return _COUNTERS_AT + (2 * _LINE + _SLOT_BYTES * SLOTS) * size
+
+
+def _pages_at(size: int) -> int:
+    return _ring_at(size) + _RING_BYTES * size
 
 
 def prepare_control(arena: Arena, size: int) -> MappedRegion:
@@ -73,7 +81,12 @@ class Note:
 
 
 class Control:
-    """A control region, one's own or a peer's, for a group of ``size`` ranks."""
+    """A control region, one's own or a peer's, for a group of ``size`` ranks.
+
+    Attributes:
+        words: its words.
+        pages: the two pages of its rank's board.
+    """
 
     def __init__(self, buffer: memoryview, size: int) -> None:
         """Look at the region's bytes."""
@@ -82,6 +95,8 @@ class Control:
         self._size = size
         self._ring_at = _ring_at(size)
         self._ring_used = 0
+        first, second = _pages_at(size), _pages_at(size) + _PAGE_BYTES
+        self.pages = buffer[first:second], buffer[second : second + _PAGE_BYTES]
 
     @staticmethod
     def told_at(reader: int) -> int:
@@ -138,7 +153,7 @@ class Control:
 
     def fence(self) -> int:
         """The lowest generation served, as this rank or its bridge knows."""
-        return max(self.words.get(FENCE_AT), self.words.get(FENCED_AT))
+        return max(self.words.peek(FENCE_AT), self.words.peek(FENCED_AT))
 
     def give_up(self, why: str) -> None:
         """Leave the reason where the peers look for it."""

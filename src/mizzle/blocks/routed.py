@@ -24,6 +24,8 @@ class RoutedStore:
         self._first = first
         self._routes = routes
         self._stores = list({id(store): store for store in (first, *routes.values())}.values())
+        # A board is for all ranks at once: it serves when one store reaches them all.
+        self.board = next(iter(routes.values())).board if len({id(store) for store in routes.values()}) == 1 else None
 
     def region(self, name: str, num_bytes: int) -> Region:
         """As `BlockStore.region`."""
@@ -59,5 +61,6 @@ class RoutedStore:
 
     def close(self) -> None:
         """As `BlockStore.close`."""
+        self.board = None
         for store in self._stores:
             store.close()

@@ -6,11 +6,13 @@ neither copied nor checksummed: they are the peer's own memory, mapped read-only
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from mizzle.blocks.arena import Arena, MappedRegion, open_region
+from mizzle.blocks.board import SharedBoard
 from mizzle.blocks.deadline import Deadline
+from mizzle.blocks.futex import SLICE_S
 from mizzle.blocks.ids import BlockId, DType, Header
 from mizzle.blocks.notes import (
     CONTROL,
@@ -21,7 +23,7 @@ from mizzle.blocks.notes import (
     Place,
     control_bytes,
 )
-from mizzle.blocks.store import Fetched, OwnBlocks, Pending, Span, checked
+from mizzle.blocks.store import Board, Fetched, OwnBlocks, Pending, Span, checked
 from mizzle.errors import (
     BlockNotFound,
     CollectiveTimeout,
@@ -30,8 +32,6 @@ from mizzle.errors import (
     PeerLost,
 )
 
-_SLICE_S = 0.02
-"""How long a waiter sleeps before it looks whether a peer is lost; a note itself wakes it at once."""
 _GRACE_S = 0.5
 """How long a wait for one rank goes on after another was lost: what it had sent may still come, and may say more."""
 
@@ -88,6 +88,12 @@ class SharedStore:
         }
         self._told = [0] * self.size
         self._blocks = OwnBlocks(run, rank)
+        self.board: Board | None = None
+        if self._peers and len(self._peers) == self.size - 1:
+            self.board = SharedBoard(
+                self._own, {peer: known.control for peer, known in self._peers.items()}, blocks=self._blocks, run=run,
+                generation=generation, refuse_fenced=self._refuse_fenced, refuse_hopeless=self._refuse_hopeless,
+            )  # fmt: skip
 
     def region(self, name: str, num_bytes: int) -> MappedRegion:
         """As `BlockStore.region`."""
@@ -95,24 +101,24 @@ class SharedStore:
 
     def put(self, block: BlockId, payload: Span | None, *, meta: bytes, dtype: DType, to: Sequence[int]) -> None:
         """As `BlockStore.put`."""
-        self._refuse_fenced(block)
+        self._refuse_fenced(block.generation)
         self._blocks.check_put(block, meta)
         header = Header(block, dtype, len(meta), payload.length if payload else 0)
         note = self._own.pack(Note(header, _place(payload), meta))
         for reader in to:
-            self._await_room(reader, block)
+            self._await_room(reader)
             self._own.write(reader, self._told[reader], note)
             self._told[reader] += 1
 
-    def _await_room(self, reader: int, block: BlockId) -> None:
+    def _await_room(self, reader: int) -> None:
         words = self._peer(reader).control.words
         at = self._own.read_at(self.rank)
         deadline = Deadline.after(self._timeout_s)
         grace: Deadline | None = None
         while self._told[reader] - (seen := words.get(at)) >= SLOTS:
-            grace = self._refuse_hopeless(block, reader, grace)
+            grace = self._refuse_hopeless([reader], grace)
             deadline.check(f"rank {reader} to read what rank {self.rank} has put")
-            words.wait_while(at, seen, _SLICE_S)
+            words.wait_while(at, seen, SLICE_S)
 
     def _peer(self, rank: int) -> _Peer:
         peer = self._peers.get(rank)
@@ -122,7 +128,7 @@ class SharedStore:
 
     def fetch(self, block: BlockId, into: Span | None) -> Pending:
         """As `BlockStore.fetch`."""
-        self._refuse_fenced(block)
+        self._refuse_fenced(block.generation)
         peer = self._peer(block.source)
         peer.asked += 1
         return _Read(self, block, into, peer.asked - 1)
@@ -140,10 +146,10 @@ class SharedStore:
         words, at = peer.control.words, Control.told_at(self.rank)
         grace: Deadline | None = None
         while (seen := words.get(at)) <= turn:
-            grace = self._refuse_hopeless(block, block.source, grace)
+            grace = self._refuse_hopeless([block.source], grace)
             if deadline.passed:
                 raise CollectiveTimeout(f"{block} did not come before the deadline")
-            words.wait_while(at, seen, min(_SLICE_S, deadline.remaining_s()))
+            words.wait_while(at, seen, min(SLICE_S, deadline.remaining_s()))
 
     def _look_up(self, peer: _Peer, note: Note, block: BlockId, into: Span | None) -> Fetched:
         checked(block, note.header, note.meta, into)
@@ -169,16 +175,14 @@ class SharedStore:
     def close(self) -> None:
         """As `BlockStore.close`. What was put stays in this rank's memory, for peers that still read it."""
         self._blocks.close()
+        self.board = None
         for peer in self._peers.values():
             peer.regions.clear()
 
-    def _refuse_fenced(self, block: BlockId) -> None:
-        fence = max(control.fence() for control in self._controls())
-        if block.generation < fence:
-            raise Fenced(f"generation {block.generation} of run {self.run[:4]} was superseded by generation {fence}")
-
-    def _controls(self) -> list[Control]:
-        return [self._own, *(peer.control for peer in self._peers.values())]
+    def _refuse_fenced(self, generation: int) -> None:
+        fence = max(self._own.fence(), *[peer.control.fence() for peer in self._peers.values()], 0)
+        if generation < fence:
+            raise Fenced(f"generation {generation} of run {self.run[:4]} was superseded by generation {fence}")
 
     def _lost(self) -> PeerLost | None:
         """The first peer known to be lost: it said so itself, or the bridge saw its end."""
@@ -188,14 +192,14 @@ class SharedStore:
                 return PeerLost(rank, reason)
         return self._own.lost()
 
-    def _refuse_hopeless(self, block: BlockId, awaited: int, grace: Deadline | None) -> Deadline | None:
-        """Raise if no more is to be expected of rank ``awaited``; else when the grace ends, if some rank is lost."""
-        self._refuse_fenced(block)
+    def _refuse_hopeless(self, awaited: Collection[int], grace: Deadline | None) -> Deadline | None:
+        """Raise if no more is to be expected of an awaited rank; else when the grace ends, if some rank is lost."""
+        self._refuse_fenced(self.generation)
         lost = self._lost()
         if lost is None:
             return None
         grace = grace or Deadline.after(_GRACE_S)
-        if lost.rank == awaited or grace.passed:
+        if lost.rank in awaited or grace.passed:
             raise lost
         return grace
 

@@ -77,13 +77,52 @@ class Pending(Protocol):
         ...
 
 
+class Board(Protocol):
+    """Where ranks that all see each other's memory say a small thing to everybody at once, in turns.
+
+    What a `put` to all and a `fetch` from all would do, at a price that hardly grows with the number of ranks. Every
+    rank posts once a turn, then reads; no rank is more than one turn ahead of another.
+    """
+
+    def post(self, iteration: int, op: int, message: bytes) -> None:
+        """Say ``message`` to all under the name (iteration, op), the same at every rank. Waits for nobody.
+
+        Raises:
+            ConfigError: the message is longer than `MAX_META_BYTES`, or the turn before was not read.
+            BlockExists: this name was posted before.
+            Fenced: the generation was superseded.
+        """
+        ...
+
+    def read(self, deadline: Deadline) -> dict[int, memoryview]:
+        """What every other rank posted in this turn; who had not by the deadline is left out.
+
+        The bytes are the peers' own memory, to be read only until this rank posts again.
+
+        Raises:
+            PeerLost: one that is missing, or another one for long enough, is gone.
+            CorruptBlock: a peer posted under another name.
+            Fenced: the generation was superseded.
+        """
+        ...
+
+
 class BlockStore(Protocol):
-    """One rank's door to its peers. Used by one thread at a time."""
+    """One rank's door to its peers. Used by one thread at a time.
+
+    Attributes:
+        run: the run's id, 32 hex digits.
+        generation: membership epoch.
+        rank: this rank.
+        size: number of ranks.
+        board: what to tell everybody by; None where a put to each is all there is. All ranks have one, or none has.
+    """
 
     run: str
     generation: int
     rank: int
     size: int
+    board: Board | None
 
     def region(self, name: str, num_bytes: int) -> Region:
         """The region of that name, at least ``num_bytes`` long; grown (and zeroed) when it was shorter.
@@ -135,12 +174,13 @@ class BlockStore(Protocol):
 
 
 class OwnBlocks:
-    """The names that a rank has put in one group, and what no store lets it put."""
+    """The names that a rank has put or posted in one group, and what no store lets it put."""
 
     def __init__(self, run: str, rank: int) -> None:
         """Start with none."""
         self._run, self._rank = run, rank
         self._names: set[BlockId] = set()
+        self._posted: set[tuple[int, int]] = set()
         self._dropped_before = (0, 0)
         self._closed = False
 
@@ -158,10 +198,26 @@ class OwnBlocks:
             raise BlockExists(f"{block} was put before; names are never used twice")
         self._names.add(block)
 
-    def drop(self, iteration: int, op: int) -> None:
-        """Forget the names before (iteration, op); none of them is ever put again."""
+    def check_post(self, iteration: int, op: int, message: bytes) -> None:
+        """Refuse what must not be posted; otherwise note the name as posted. Raises as `Board.post`."""
+        name = iteration, op
+        if self._closed:
+            raise ConfigError(f"rank {self._rank}: post for {name} after close")
+        if len(message) > MAX_META_BYTES:
+            raise ConfigError(f"{len(message)} bytes are over the limit of {MAX_META_BYTES} for a message to all ranks")
+        if name in self._posted or name < self._dropped_before:
+            raise BlockExists(f"rank {self._rank} posted for {name} before; names are never used twice")
+        self._posted.add(name)
+
+    def drop(self, iteration: int, op: int) -> bool:
+        """Forget the names before (iteration, op); none of them is ever put again. Whether blocks were among them."""
         self._dropped_before = max(self._dropped_before, (iteration, op))
+        self._posted = {name for name in self._posted if name >= self._dropped_before}
+        if not self._names:
+            return False
+        before = len(self._names)
         self._names = {name for name in self._names if (name.iteration, name.op) >= self._dropped_before}
+        return len(self._names) < before
 
     def close(self) -> None:
         """Nothing more can be put."""

@@ -15,7 +15,7 @@ from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import Request, Writer
 from mizzle.blocks.ids import BlockId, DType, Header
 from mizzle.blocks.notes import CONTROL, Control, control_bytes
-from mizzle.blocks.store import Fetched, OwnBlocks, Pending, Span, checked
+from mizzle.blocks.store import Board, Fetched, OwnBlocks, Pending, Span, checked
 from mizzle.errors import CollectiveTimeout, ConfigError, Fenced
 
 _FETCH_LASTS_MS = 24 * 3600 * 1000
@@ -65,6 +65,7 @@ class TransferStore:
         self.generation = membership.generation
         self.rank = membership.rank
         self.size = len(membership.peers)
+        self.board: Board | None = None
         self._client = client
         self._arena = arena
         self._timeout_s = timeout_s
@@ -93,9 +94,9 @@ class TransferStore:
 
     def drop(self, iteration: int, op: int) -> None:
         """As `BlockStore.drop`."""
-        self._blocks.drop(iteration, op)
-        body = Writer().number("QH", iteration, op)
-        self._client.send(Request.DROP, body, Deadline.after(self._timeout_s), silent=True)
+        if self._blocks.drop(iteration, op):  # where memory is shared nothing was put here, and nobody is asked
+            body = Writer().number("QH", iteration, op)
+            self._client.send(Request.DROP, body, Deadline.after(self._timeout_s), silent=True)
 
     def fence(self, generation: int) -> None:
         """As `BlockStore.fence`, for every rank of the run in this executor."""

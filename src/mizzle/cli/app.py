@@ -11,6 +11,7 @@ import typer
 from mizzle.cli.bench import bench
 from mizzle.cli.demo import demo
 from mizzle.cli.doctor import doctor
+from mizzle.cli.plan import plan
 from mizzle.errors import MizzleError
 
 app = typer.Typer(
@@ -22,6 +23,7 @@ app = typer.Typer(
 )
 app.command()(demo)
 app.command()(doctor)
+app.command()(plan)
 app.add_typer(bench, name="bench")
 
 

@@ -11,10 +11,12 @@ from pyspark.sql import SparkSession
 from rich.console import Console
 from rich.table import Table
 
+from mizzle.cli.bench_scheduling import scheduling
+from mizzle.cli.listed import listed, one_of
 from mizzle.cli.output import JsonFile, check_writable, write_json
 from mizzle.cli.quiet import quiet_session
 from mizzle.cli.sizes import format_size, parse_size
-from mizzle.errors import ConfigError, MizzleError
+from mizzle.errors import MizzleError
 from mizzle.spark.bench import SYSTEMS, BenchPlan, BenchRecord, System, bench_all_reduce, contenders
 
 _TRANSPORTS = ("shm", "blocks")
@@ -24,12 +26,8 @@ _SYSTEMS_HELP = f"Who takes part, comma-separated: {', '.join(SYSTEMS)}."
 _ROUNDS = 3
 _MB = 10**6
 
-bench = typer.Typer(no_args_is_help=True, help="Measure mizzle beside others, on the same executors.")
-
-
-@bench.callback()
-def _bench() -> None:
-    """Keeps `allreduce` a command of its own while it is the only one."""
+bench = typer.Typer(no_args_is_help=True, help="Measure mizzle beside others.")
+bench.command()(scheduling)
 
 
 @bench.command()
@@ -86,24 +84,8 @@ def _measure(spark: SparkSession, plan: BenchPlan, console: Console) -> list[Ben
         return bench_all_reduce(spark, plan, status.update)
 
 
-def listed(text: str) -> list[str]:
-    """The items of a comma-separated option, each once, in their order."""
-    return list(dict.fromkeys(item.strip() for item in text.split(",") if item.strip()))
-
-
-def one_of(name: str, known: Sequence[str], what: str) -> str:
-    """The name, if it is known.
-
-    Raises:
-        ConfigError: names it and those that are known.
-    """
-    if name not in known:
-        raise ConfigError(f"{name!r} is no {what}: give some of {', '.join(known)}")
-    return name
-
-
 def _system(name: str) -> System:
-    return SYSTEMS[SYSTEMS.index(one_of(name, SYSTEMS, "system"))]
+    return one_of(name, SYSTEMS, "system")
 
 
 def default_master(plan: BenchPlan) -> str:

@@ -8,7 +8,7 @@ import sys
 from types import TracebackType
 from typing import Self, TextIO
 
-_SOURCE = "mizzle.spark.trainer"
+_SOURCE = "mizzle.spark.course"
 _FIELD = re.compile(r"(\w+)=(\S+)")
 
 

@@ -1,25 +1,38 @@
 """One collective under way: its block names, its first round, its deadline and what happens when it fails.
 
-In the first round every rank sends one block to every other rank, with or without a payload, headed by the signature
-of its call: so all ranks see all signatures, and refuse a mismatch before any sum. Because of that round, a rank that
-completes a collective knows that all its peers finished the one before it: memory is re-used by that rule.
+In the first round every rank tells every other rank the signature of its call, on the store's board if there is one,
+else in front of a block for each: so all ranks see all signatures, and refuse a mismatch before any sum. Because of
+that round, a rank that completes a collective knows that all its peers finished the one before it: memory is re-used by
+that rule.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
-from typing import Self
+from typing import NamedTuple, NoReturn, Self
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.blocks.ids import BlockId, DType, Kind
-from mizzle.blocks.store import BlockStore, Fetched, Pending, Span
+from mizzle.blocks.ids import BlockId, DType, Header, Kind
+from mizzle.blocks.store import BlockStore, Board, Fetched, Pending, Span
 from mizzle.collectives.signature import Signature, check_agree, unpack
 from mizzle.errors import CollectiveMismatch, CollectiveTimeout, MizzleError, PeerLost
 
 _log = logging.getLogger(__name__)
 _MISMATCH = CollectiveMismatch.__name__ + ": "
+
+
+class Said(NamedTuple):
+    """What a rank said in a first round without payloads.
+
+    Attributes:
+        signature: of its call.
+        rest: what it said with it; perhaps the peer's own memory, valid until this rank's next collective.
+    """
+
+    signature: Signature
+    rest: bytes | memoryview
 
 
 class Collective:
@@ -37,6 +50,7 @@ class Collective:
         self.signature = signature
         self.others = tuple(rank for rank in range(store.size) if rank != store.rank)
         self._asked: dict[int, Pending] = {}
+        self._packed, self._head_bytes = b"", 0
         self.rearm(timeout_s)
 
     def rearm(self, timeout_s: float) -> None:
@@ -88,14 +102,26 @@ class Collective:
     def tell(
         self, rest: bytes = b"", *, payload_for: Callable[[int], Span | None] | None = None, dtype: DType = DType.RAW
     ) -> None:
-        """First round, out: to every other rank the signature, ``rest`` and that rank's payload."""
-        meta = self.signature.pack(rest)
-        for rank in self.others:
-            payload = payload_for(rank) if payload_for else None
-            self.put(Kind.CONTRIBUTION, payload, to=(rank,), dtype=dtype, meta=meta, slice_=rank)
+        """First round, out: to every other rank the signature, ``rest`` and that rank's payload.
+
+        With ``payload_for`` go `ask` and `hear`, without it goes `listen`.
+        """
+        packed = self._packed = self.signature.pack(rest)
+        self._head_bytes = len(packed) - len(rest)
+        board = self.store.board
+        if payload_for or not board:
+            for rank in self.others:
+                payload = payload_for(rank) if payload_for else None
+                self.put(
+                    Kind.CONTRIBUTION, payload, to=(rank,), dtype=dtype, meta=b"" if board else packed, slice_=rank
+                )
+        if board:  # last: who reads the board finds the blocks there
+            board.post(self.iteration, self.op, packed)
 
     def ask(self, into_of: Callable[[int], Span | None] | None = None) -> None:
         """First round, in: start the fetch of what every other rank sends to this one."""
+        if self.store.board and not into_of:
+            return  # what has no payload is on the board
         for rank in self.others:
             into = into_of(rank) if into_of else None
             self._asked[rank] = self.fetch(Kind.CONTRIBUTION, into, slice_=self.store.rank, source=rank)
@@ -112,6 +138,10 @@ class Collective:
             PeerLost: a peer is gone.
         """
         pending, self._asked = self._asked, {}
+        if self.store.board:
+            said = self._read(self.store.board)
+            fetched = self.await_all(pending) if pending else {rank: self._nothing(rank) for rank in self.others}
+            return {rank: (block, bytes(said[rank].rest), said[rank].signature) for rank, block in fetched.items()}
         fetched, refused = self._await(pending)
         heard = {rank: (block, *_swap(unpack(block.meta))) for rank, block in fetched.items()}
         signatures = {rank: signature for rank, (_, _, signature) in heard.items()}
@@ -122,6 +152,39 @@ class Collective:
         for error in refused.values():
             raise error
         return heard
+
+    def listen(self) -> list[Said]:
+        """First round, in, where nobody sends a payload: what every rank said, by rank, the own included.
+
+        Raises:
+            Exception: as `hear`.
+        """
+        if self.store.board:
+            return self._read(self.store.board)
+        self.ask()
+        said = {rank: Said(signature, rest) for rank, (_, rest, signature) in self.hear().items()}
+        said[self.store.rank] = Said(self.signature, self._packed[self._head_bytes :])
+        return [said[rank] for rank in range(self.store.size)]
+
+    def _read(self, board: Board) -> list[Said]:
+        """What every rank posted, by rank, once it is sure that all make the same call."""
+        posted: dict[int, bytes | memoryview] = dict(board.read(self._deadline))
+        posted[self.store.rank] = self._packed
+        if len(posted) < self.store.size:
+            self._give_up(sorted(set(self.others) - set(posted)))
+        by_rank = [posted[rank] for rank in range(self.store.size)]
+        stop = self._head_bytes
+        head = self._packed[:stop]
+        if all(message[:stop] == head for message in by_rank):
+            return [Said(self.signature, message[stop:]) for message in by_rank]
+        said = [Said(*unpack(bytes(message))) for message in by_rank]
+        check_agree([one.signature for one in said], str(self))
+        return said
+
+    def _nothing(self, rank: int) -> Fetched:
+        """The block that a rank without a payload would have sent."""
+        block = self._block(Kind.CONTRIBUTION, self.store.rank, rank, 0)
+        return Fetched(Header(block, DType.RAW, 0, 0), b"", memoryview(b""), in_place=False)
 
     def await_all(self, pending: Mapping[int, Pending]) -> dict[int, Fetched]:
         """Wait for one block of each of several ranks.
@@ -151,12 +214,15 @@ class Collective:
             except CollectiveTimeout as error:
                 missing[rank] = error
         if missing:
-            ranks = ", ".join(map(str, missing))
-            raise CollectiveTimeout(
-                f"{self}: rank {self.store.rank} waited {self._timeout_s:g} s, still missing: "
-                f"rank{'s' if len(missing) > 1 else ''} {ranks}"
-            ) from next(iter(missing.values()))
+            self._give_up(list(missing), next(iter(missing.values())))
         return fetched, refused
+
+    def _give_up(self, missing: Sequence[int], cause: CollectiveTimeout | None = None) -> NoReturn:
+        ranks = ", ".join(map(str, missing))
+        raise CollectiveTimeout(
+            f"{self}: rank {self.store.rank} waited {self._timeout_s:g} s, still missing: "
+            f"rank{'s' if len(missing) > 1 else ''} {ranks}"
+        ) from cause
 
 
 def check_length(block: Fetched, num_bytes: int) -> None:

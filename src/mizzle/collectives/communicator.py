@@ -22,6 +22,7 @@ from mizzle.collectives.combine import TreeCombiner, check_reduce_op
 from mizzle.collectives.reduction import Reduction, refuse_mean_of_integers
 from mizzle.collectives.signature import Signature, shape_of, shape_text
 from mizzle.collectives.slices import ALIGNMENT, Slice, slices
+from mizzle.collectives.small import EAGER_BYTES, SmallReductions
 from mizzle.collectives.staging import Staging
 from mizzle.collectives.tree import MAX_NODES, Node, cover
 from mizzle.collectives.views import over_payload, over_span
@@ -29,8 +30,6 @@ from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError
 
 OPS_PER_ITERATION = 60_000
-EAGER_BYTES = 32 * 1024
-"""Arrays up to this size travel inside the first round of a broadcast or all-gather; it fits a block's meta."""
 _PART = struct.Struct("<?q")
 _NODE = struct.Struct("<II")
 
@@ -65,6 +64,7 @@ class Communicator:
         self._store = store
         self._timeout_s = timeout_s
         self._staging = Staging(store)
+        self._small = SmallReductions(self.size, self.rank)
         self._combiners: dict[tuple[int, torch.dtype, str], TreeCombiner] = {}
 
     def all_reduce(
@@ -72,8 +72,9 @@ class Communicator:
     ) -> ArrayT:
         """The sum (mean, max, min) of all ranks' arrays, the same bits on every rank and from run to run.
 
-        Two steps; 2 (N-1)/N of the array's bytes out of and into each rank. The order of additions is the canonical
-        tree over ranks. 16-bit arrays are added in fp32 and rounded once. Integers wrap around as in numpy.
+        Two steps; 2 (N-1)/N of the array's bytes out of and into each rank. Up to 32 KB a rank, and 256 KB on all
+        together, it is one step, and N-1 times the bytes. The order of additions is the canonical tree over ranks.
+        16-bit arrays are added in fp32 and rounded once. Integers wrap around as in numpy.
 
         Args:
             array: any shape, the same on all ranks.
@@ -83,7 +84,10 @@ class Communicator:
         """
         with self._begin("all_reduce", timeout_s) as collective:
             flat, form = flatten(array)
-            reduction, total = self._reduce(collective, flat, form, op, wire, ALIGNMENT)
+            formats = _declare(collective, form, op, wire, ALIGNMENT)
+            if self._small.fits(len(flat), formats):
+                return cast("ArrayT", form.restore(self._small.all_reduce(collective, flat, formats, op)))
+            reduction, total = self._reduce(collective, flat, formats, op, ALIGNMENT)
             return cast("ArrayT", form.restore(reduction.share_result(total)))
 
     def reduce_scatter(
@@ -104,7 +108,8 @@ class Communicator:
         """
         with self._begin("reduce_scatter", timeout_s) as collective:
             flat, form = flatten(array)
-            reduction, total = self._reduce(collective, flat, form, op, wire, alignment)
+            formats = _declare(collective, form, op, wire, alignment)
+            reduction, total = self._reduce(collective, flat, formats, op, alignment)
             piece = form.reshaped(len(total)).restore(total.to(form.dtype))
             return cast("ArrayT", piece), reduction.mine
 
@@ -138,12 +143,10 @@ class Communicator:
                 **_fields(form),
             )  # fmt: skip
             collective.tell(b"".join(_NODE.pack(*node) for node in nodes))
-            collective.ask()
-            heard = collective.hear()
-            nodes_of = {rank: tuple(Node(*n) for n in _NODE.iter_unpack(rest)) for rank, (_, rest, _) in heard.items()}
-            nodes_of[self.rank] = nodes
+            heard = collective.listen()
+            nodes_of = {rank: tuple(Node(*n) for n in _NODE.iter_unpack(rest)) for rank, (_, rest) in enumerate(heard)}
             _check_disjoint(nodes_of)
-            form = form or _form_of(next(said for _, _, said in heard.values() if "dtype" in said.fields))
+            form = form or _form_of(next(said for said, _ in heard if "dtype" in said.fields))
             refuse_mean_of_integers(op, form.dtype)
             formats = Formats.of(form.dtype, pre_added=True)
             reduction = Reduction(collective, formats, slices(form.num_elements, self.size), op)
@@ -174,17 +177,15 @@ class Communicator:
             collective.tell(_PART.pack(bool(raw), rows) + raw)
             if not raw:
                 self._put_whole(collective, flat)
-            collective.ask()
-            heard = collective.hear()
-            forms = {self.rank: form}
-            eager: dict[int, bytes] = {}
-            for rank, (_, rest, _) in heard.items():
+            forms: dict[int, Form] = {}
+            flats: dict[int, torch.Tensor] = {}
+            for rank, (_, rest) in enumerate(collective.listen()):
                 is_eager, rows = _PART.unpack_from(rest)
                 forms[rank] = form.reshaped(rows, *row) if form.shape else form
-                if is_eager or not forms[rank].num_elements:
-                    eager[rank] = rest[_PART.size :]
-            flats = {self.rank: flat.clone()}
-            flats |= {rank: _from_raw(body, form.dtype) for rank, body in eager.items()}
+                if rank == self.rank:
+                    flats[rank] = flat.clone()
+                elif is_eager or not forms[rank].num_elements:
+                    flats[rank] = _from_raw(rest[_PART.size :], form.dtype)
             flats |= self._fetch_whole(collective, {r: f for r, f in forms.items() if r not in flats})
             return [cast("ArrayT", forms[rank].restore(flats[rank])) for rank in range(self.size)]
 
@@ -211,23 +212,20 @@ class Communicator:
             collective.tell(rest)
             if rest and len(rest) == _PART.size and flat is not None:
                 self._put_whole(collective, flat)
-            collective.ask()
-            heard = collective.hear()
+            said, body = collective.listen()[root]
             if self.rank == root and array is not None:
                 return array
-            _, rest, said = heard[root]
-            is_eager, is_numpy = _PART.unpack_from(rest)
+            is_eager, is_numpy = _PART.unpack_from(body)
             form = form or _form_of(said, is_numpy=bool(is_numpy))
             if is_eager or not form.num_elements:
-                return form.restore(_from_raw(rest[_PART.size :], form.dtype))
+                return form.restore(_from_raw(body[_PART.size :], form.dtype))
             return form.restore(self._fetch_whole(collective, {root: form})[root])
 
     def barrier(self, *, timeout_s: float | None = None) -> None:
         """Return when every rank has called it. One step, no payload."""
         with self._begin("barrier", timeout_s) as collective:
             collective.tell()
-            collective.ask()
-            collective.hear()
+            collective.listen()
 
     def __enter__(self) -> Self:
         """Itself: leaving the block waits until all peers have left it too, so that the store may be closed."""
@@ -264,16 +262,9 @@ class Communicator:
         return self._combiners[key]
 
     def _reduce(
-        self, collective: Collective, flat: torch.Tensor, form: Form, op: str, wire: str | Wire | None, alignment: int
+        self, collective: Collective, flat: torch.Tensor, formats: Formats, op: str, alignment: int
     ) -> tuple[Reduction, torch.Tensor]:
         """The first step of `all_reduce`: my slice, in the accumulator's type."""
-        check_reduce_op(op)
-        refuse_mean_of_integers(op, form.dtype)
-        formats = Formats.of(form.dtype, wire)
-        call = collective.signature.call
-        collective.signature = Signature.of(
-            call, op=op, wire=dtype_name(formats.contribution), alignment=alignment, **_fields(form)
-        )
         reduction = Reduction(collective, formats, slices(len(flat), self.size, alignment), op)
         reduction.reserve(self._staging, self._parity, {rank: (Node(rank, rank + 1),) for rank in range(self.size)})
         over_span(reduction.own[0], formats.contribution).copy_(flat)
@@ -309,6 +300,17 @@ class Communicator:
 def _fields(form: Form | None) -> dict[str, str]:
     """The signature's fields for an array, none where it is not known."""
     return {} if form is None else {"dtype": dtype_name(form.dtype), "shape": shape_text(form.shape)}
+
+
+def _declare(collective: Collective, form: Form, op: str, wire: str | Wire | None, alignment: int) -> Formats:
+    """Sign the reduction of an array; the element types it goes through."""
+    check_reduce_op(op)
+    refuse_mean_of_integers(op, form.dtype)
+    formats = Formats.of(form.dtype, wire)
+    collective.signature = Signature.of(
+        collective.signature.call, op=op, wire=dtype_name(formats.contribution), alignment=alignment, **_fields(form)
+    )
+    return formats
 
 
 def _form_of(said: Signature, *, is_numpy: bool | None = None) -> Form:
@@ -369,5 +371,5 @@ def _raw(flat: torch.Tensor) -> bytes:
     return flat.contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def _from_raw(body: bytes, dtype: torch.dtype) -> torch.Tensor:
+def _from_raw(body: bytes | memoryview, dtype: torch.dtype) -> torch.Tensor:
     return torch.frombuffer(bytearray(body), dtype=dtype) if body else torch.empty(0, dtype=dtype)

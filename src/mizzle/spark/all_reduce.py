@@ -15,6 +15,7 @@ from mizzle.config import Transport
 from mizzle.errors import CollectiveMismatch, ConfigError, MizzleError
 from mizzle.spark.driver import DriverSide, await_slots, task_slots
 from mizzle.spark.groups import DEFAULT_TIMEOUT_S, run_job
+from mizzle.spark.orders import JoinTerms
 from mizzle.spark.placement import neighbours
 from mizzle.spark.worker import GroupJob, RankContext
 
@@ -71,7 +72,7 @@ def all_reduce(
     parts = rdd.mapPartitionsWithIndex(_Fold(op))
     with driver.run() as run:
         body = _Reduce(op, num_shards)
-        job = GroupJob(run, 0, 0, ranks, transport, timeout_s, ranks_by_task=True, body=body)
+        job = GroupJob(JoinTerms(run, 0, 0, ranks, transport, timeout_s), ranks_by_task=True, body=body)
         return next(total for total in run_job(context, job, neighbours(parts, ranks)) if total is not None)
 
 

@@ -114,7 +114,7 @@ def gloo_group(context: RankContext, *, one_host: bool) -> Iterator[Any]:
     """
     torch_dist: Any = dist  # torch's type stubs know neither the store nor gloo's options
     host = "127.0.0.1" if one_host else context.host
-    timeout = dt.timedelta(seconds=context.job.timeout_s)
+    timeout = dt.timedelta(seconds=context.terms.timeout_s)
     told = None
     if context.rank == 0:
         store = torch_dist.TCPStore(host, 0, context.size, is_master=True, wait_for_workers=False, timeout=timeout)

@@ -84,6 +84,7 @@ def shard_dataframe(
     num_shards: int,
     shards_of_rank: Sequence[Sequence[int]],
     locate: Callable[[], str] = executor_directory,
+    name: str = "shard",
 ) -> list[ShardInfo]:
     """Deal the rows to shards and write the files. One Spark job; the shards of a rank land on one executor.
 
@@ -98,6 +99,7 @@ def shard_dataframe(
         shards_of_rank: the shards to write, by rank. Shards that are left out are not written: so lost ones
             are rebuilt alone.
         locate: called on the executor once a task; top-level, returns an id of the executor.
+        name: of the files, so that a run may deal several DataFrames.
 
     Returns:
         One entry for each shard written, by shard number; shards without rows included.
@@ -108,7 +110,7 @@ def shard_dataframe(
     """
     dealer = _dealer(checked, run, num_shards, shards_of_rank)
     dealt = checked.frame.mapInArrow(dealer, _DEALT).repartitionById(len(shards_of_rank), "rank")
-    rows = dealt.mapInArrow(WriteShards(run, locate), _WRITTEN).collect()
+    rows = dealt.mapInArrow(WriteShards(run, locate, name), _WRITTEN).collect()
     _check_same_rows(checked, rows)
     infos = [
         ShardInfo(row["shard"], row["rows"], row["bytes"], row["path"], row["executor"], row["host"])
@@ -264,10 +266,12 @@ class WriteShards:
     Attributes:
         run: names the directory.
         locate: returns an id of this executor.
+        name: of the files.
     """
 
     run: str
     locate: Callable[[], str]
+    name: str = "shard"
 
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Write; unfinished files are removed when anything fails."""
@@ -284,7 +288,7 @@ class WriteShards:
                         continue
                     with pa.ipc.open_stream(batch.column("payload")[at].as_buffer()) as stream:
                         if shard not in writers:
-                            path = _run_directory(self.run, shard) / f"shard-{shard:05d}.arrow"
+                            path = _run_directory(self.run, shard) / f"{self.name}-{shard:05d}.arrow"
                             writers[shard] = stack.enter_context(ShardWriter(path, stream.schema))
                         writers[shard].write(stream.read_next_batch(), partition=partition, chunk=chunk)
             here = (self.locate(), socket.gethostname()) if writers else ("", "")

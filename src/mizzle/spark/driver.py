@@ -126,13 +126,16 @@ def _is_embedded(context: SparkContext) -> bool:
 def fixed_executors(context: SparkContext) -> int | None:
     """How many executors the application will have, where that is settled."""
     embedded_cluster = re.match(r"local-cluster\[\s*(\d+)", str(context.master))
-    if embedded_cluster is not None:
+    if embedded_cluster is not None and not has_dynamic_allocation(context):
         return int(embedded_cluster[1])
     conf = context.getConf()
     asked = conf.get("spark.executor.instances")
-    if asked is None or conf.get("spark.dynamicAllocation.enabled", "false") == "true":
-        return None
-    return int(asked)
+    return None if asked is None or has_dynamic_allocation(context) else int(asked)
+
+
+def has_dynamic_allocation(context: SparkContext) -> bool:
+    """Whether Spark starts and ends executors as tasks wait or do not."""
+    return context.getConf().get("spark.dynamicAllocation.enabled", "false") == "true"
 
 
 def num_executors(context: SparkContext) -> int:

@@ -1,32 +1,31 @@
-"""Group jobs: N ranks as one ordinary Spark job. Not barrier mode, which refuses dynamic allocation and aborts whole.
+"""Groups that are one job of Python tasks: N ranks come together, do one thing, and part.
 
-After Drizzle (Venkataraman et al., SOSP 2017): the driver schedules once, inside the group the ranks drive themselves.
+An ordinary job, not barrier mode, which refuses dynamic allocation and aborts whole. Runs of many groups keep their
+ranks instead (`mizzle.spark.runner`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
-from py4j.protocol import Py4JError
-from pyspark import RDD, InheritableThread, SparkContext, cloudpickle
-from pyspark.errors import PySparkException
+from pyspark import RDD, SparkContext, cloudpickle
 from pyspark.sql import SparkSession
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.config import Transport
-from mizzle.errors import CollectiveTimeout, ConfigError, Fenced, MizzleError, ModelError, PeerLost, TaskFailed
-from mizzle.spark.driver import DriverSide, await_slots, classic_context
-from mizzle.spark.worker import GroupJob, Outcome, RankContext, run_rank
+from mizzle.errors import CollectiveTimeout, ConfigError, ModelError
+from mizzle.spark.driver import DriverSide, await_slots, classic_context, has_dynamic_allocation, task_slots
+from mizzle.spark.jobs import run_tagged
+from mizzle.spark.orders import JoinTerms
+from mizzle.spark.outcome import Outcome, raise_cause
+from mizzle.spark.worker import GroupJob, RankContext, run_rank
 
 DEFAULT_TIMEOUT_S = 60.0
-_CANCEL_S = 15.0
-"""How long the tasks of an interrupted group have to end: Spark kills a Python worker after some 4 s."""
 
 
-def run_job(context: SparkContext, job: GroupJob, rows: RDD[Any] | None = None, *, title: str = "") -> list[Any]:
+def run_job(context: SparkContext, job: GroupJob, rows: RDD[Any] | None = None, *, title: str = "group") -> list[Any]:
     """Run one group and return what each rank's body returned, by rank.
 
     Args:
@@ -40,83 +39,12 @@ def run_job(context: SparkContext, job: GroupJob, rows: RDD[Any] | None = None, 
         TaskFailed: user code or an executor failed.
         KeyboardInterrupt: as usual; the group's job, and no other, was cancelled.
     """
-    source = context.parallelize(range(job.size), job.size) if rows is None else rows
-    ranks = source.mapPartitionsWithIndex(partial(run_rank, job))
-    try:
-        outcomes = _collect(context, ranks, f"mizzle-{job.run}", f"mizzle run {job.run[:4]}: {title or 'group'}")
-    except (Py4JError, PySparkException) as error:
-        # Without the JVM's stack, which says nothing about the cause.
-        text = str(error).partition("\nDriver stacktrace:")[0]
-        raise TaskFailed(f"the job of group {job.group} of run {job.run[:4]} failed in Spark: {text}") from error
-    failed = [outcome for outcome in outcomes if outcome.failure is not None]
-    if failed:
-        _raise(failed)
-    return [cloudpickle.loads(outcome.value) for outcome in sorted(outcomes, key=lambda outcome: outcome.rank)]
-
-
-def _collect(context: SparkContext, ranks: RDD[Outcome], tag: str, description: str) -> list[Outcome]:
-    """Run the job in a thread of its own.
-
-    There the description and tag are not the caller's, whose own job group stays in force; and an interrupt meets a
-    wait of ours, not py4j in the middle of an answer, so that the caller's way to the JVM stays sound.
-    """
-    found: Future[list[Outcome]] = Future()
-
-    def collect() -> None:
-        try:
-            context.addJobTag(tag)
-            context.setInterruptOnCancel(interruptOnCancel=True)
-            context.setLocalProperty("spark.job.description", description)
-            found.set_result(ranks.collect())
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            found.set_exception(error)
-
-    thread = InheritableThread(target=collect, name=tag, daemon=True)
-    thread.start()
-    try:
-        return found.result()
-    except BaseException:
-        if not found.done():
-            context.cancelJobsWithTag(tag)
-        raise
-    finally:
-        thread.join(_CANCEL_S)
-
-
-def _raise(failed: Sequence[Outcome]) -> None:
-    cause = root_cause(failed)
-    failure = cause.failure
-    assert failure is not None, cause
-    error = failure.error()
-    if isinstance(error, MizzleError):
-        error.add_note(f"raised by rank {cause.rank} ({cause.where})")
-        raise error
-    hint = ""
-    if isinstance(error, ModuleNotFoundError):
-        hint = (
-            f"; the executors cannot import {error.name!r}: send it with SparkContext.addPyFile, or call "
-            "pyspark.cloudpickle.register_pickle_by_value(module) first"
-        )
-    raise TaskFailed(f"rank {cause.rank} ({cause.where}) failed: {failure.text}{hint}\n{failure.trace}") from error
-
-
-def root_cause(failed: Sequence[Outcome]) -> Outcome:
-    """Of all failures of a group the one that explains the others.
-
-    A rank that fails takes its peers with it: they report a lost peer, or their own timeout. Of several lost peers the
-    one that is named but reported nothing itself was lost first.
-    """
-    reported = {outcome.rank for outcome in failed}
-
-    def telling(outcome: Outcome) -> int:
-        error = outcome.failure.error() if outcome.failure is not None else None
-        if isinstance(error, Fenced):
-            return 0
-        if isinstance(error, PeerLost):
-            return 1 if error.rank in reported else 2
-        return 3 if isinstance(error, CollectiveTimeout) else 4
-
-    return max(sorted(failed, key=lambda outcome: outcome.rank), key=telling)
+    size = job.terms.size
+    source = context.parallelize(range(size), size) if rows is None else rows
+    ranks: RDD[Outcome] = source.mapPartitionsWithIndex(partial(run_rank, job))
+    outcomes = run_tagged(context, job.terms.run, title, ranks.collect)
+    raise_cause(outcomes)
+    return [outcome.result() for outcome in sorted(outcomes, key=lambda outcome: outcome.rank)]
 
 
 def shipped(thing: object, what: str) -> bytes:
@@ -146,6 +74,35 @@ class _Body:
         for _ in rows:
             pass  # a task that leaves its input unread costs Spark the Python worker
         return cloudpickle.loads(self.pickled)(context)
+
+
+def _nothing(_context: RankContext, rows: Iterable[Any]) -> None:
+    for _ in rows:
+        pass  # a task that leaves its input unread costs Spark the Python worker
+
+
+def await_ranks(context: SparkContext, driver: DriverSide, ranks: int, timeout_s: float) -> None:
+    """Wait until that many tasks can run at once.
+
+    With dynamic allocation Spark starts executors for tasks that wait: so there a job of that many tasks waits until
+    all of them run.
+
+    Raises:
+        ConfigError: there are fewer slots than ranks.
+    """
+    if not has_dynamic_allocation(context) or task_slots(context) >= ranks:
+        await_slots(context, ranks, Deadline.after(timeout_s))
+        return
+    with driver.run() as run:
+        job = GroupJob(JoinTerms(run, 0, 0, ranks, "auto", timeout_s), ranks_by_task=False, body=_nothing)
+        try:
+            run_job(context, job, title=f"waits for {ranks} task slots")
+        except CollectiveTimeout as error:
+            raise ConfigError(
+                f"{ranks} ranks need {ranks} task slots, but dynamic allocation brought {task_slots(context)} in "
+                f"{timeout_s:g} s: raise spark.dynamicAllocation.maxExecutors or spark.executor.cores, or ask for "
+                "fewer ranks"
+            ) from error
 
 
 def run_group(
@@ -180,7 +137,7 @@ def run_group(
     context = classic_context(spark)
     driver = DriverSide(context)
     body = _Body(fn)
-    await_slots(context, ranks, Deadline.after(timeout_s))
+    await_ranks(context, driver, ranks, timeout_s)
     with driver.run() as run:
-        job = GroupJob(run, 0, 0, ranks, transport, timeout_s, ranks_by_task=False, body=body)
+        job = GroupJob(JoinTerms(run, 0, 0, ranks, transport, timeout_s), ranks_by_task=False, body=body)
         return run_job(context, job)

@@ -50,9 +50,9 @@ class TrainingProgress:
         )
         self._progress.update(
             self._task,
-            completed=len(history.losses),
-            epoch=history.epochs[-1].epoch,
-            loss=history.losses[-1],
+            completed=history.iterations,
+            epoch=history.groups[-1].epoch,
+            loss=history.last_loss,
             rate=rows / max(1e-9, wall_s),
             split=split,
         )

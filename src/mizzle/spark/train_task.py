@@ -1,13 +1,14 @@
-"""What a rank does in one group of a training: rebuild itself from the arena, run iterations, leave its state there.
+"""What a resident does in a training: build its rank once, then run group after group from orders.
 
-Nothing is kept in the Python worker: Spark may give the next group to another one. The arena has the weights, and the
-rank's own state twice, in turn: a group that fails leaves that of its boundary untouched.
+The weights lie in the rank's arena, its own state is left there at every boundary: a rank that is started anew on the
+same executor goes on with the same bits.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+import time
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,100 +16,38 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from pyspark import Broadcast, cloudpickle
+from pyspark import cloudpickle
 
 from mizzle.collectives.exchange import Exchange, ExchangeLayout
-from mizzle.errors import Misplaced
+from mizzle.errors import DataError, Misplaced
 from mizzle.scheduling.plan import Group
+from mizzle.spark.boundary import find_state, keep_state
+from mizzle.spark.runner import Memory
 from mizzle.spark.worker import RankContext
 from mizzle.training.columns import Columns
 from mizzle.training.flat import FlatParameters
+from mizzle.training.group_metrics import GroupMetrics
 from mizzle.training.rank import RankTrainer
 from mizzle.training.shards import ShardFile
-from mizzle.training.spec import IterationMetrics, IterationPlan, TrainingSpec
+from mizzle.training.spec import IterationPlan, TrainingSpec
+
+_WHO_SEES = 5
+"""Number of the round, within the iteration at which a generation begins, that tells who sees which files."""
 
 
 @dataclass(frozen=True, slots=True)
-class RunPlan:
-    """What all groups of a run share; shipped to each executor once.
+class TrainOrder:
+    """One group.
 
     Attributes:
-        shipped: initial model, spec and columns, pickled together, so that what they share stays shared.
-        shards_of_rank: by rank.
-        paths: file of every shard.
-    """
-
-    shipped: bytes
-    shards_of_rank: tuple[tuple[int, ...], ...]
-    paths: Mapping[int, str]
-
-    def load(self) -> tuple[torch.nn.Module, TrainingSpec, Columns]:
-        """Fresh copies of the three."""
-        model, spec, columns = cloudpickle.loads(self.shipped)
-        return model, spec, columns
-
-
-@dataclass(frozen=True, slots=True)
-class GroupReport:
-    """What a rank returns to the driver: numbers; and, from rank 0 of the last group, the trained model.
-
-    Attributes:
-        executor_id: where it ran.
-        metrics: one for each iteration.
-        model: safetensors of ``state_dict()``, or None.
-    """
-
-    executor_id: str
-    metrics: list[IterationMetrics]
-    model: bytes | None
-
-
-@dataclass(frozen=True, slots=True)
-class TrainGroup:
-    """The body of one group's job.
-
-    Attributes:
-        run_plan: broadcast once.
         group: which iterations.
         hyper: their hyper-parameters, by iteration and parameter group.
-        last: whether the run ends with it: then the model is wanted.
+        evaluate: whether the validation rows are evaluated behind it.
     """
 
-    run_plan: Broadcast[RunPlan]
     group: Group
     hyper: tuple[tuple[Mapping[str, Any], ...], ...]
-    last: bool
-
-    def preferred(self) -> list[int]:
-        """Ranks whose shards lie on this host: a rank goes where its data is."""
-        plan = self.run_plan.value
-        return [
-            rank
-            for rank, shards in enumerate(plan.shards_of_rank)
-            if all(Path(plan.paths[shard]).exists() for shard in shards)
-        ]
-
-    def __call__(self, context: RankContext, rows: Iterable[Any]) -> GroupReport:
-        """Run the group on one rank."""
-        for _ in rows:
-            pass  # a task that leaves its input unread costs Spark the Python worker
-        plan = self.run_plan.value
-        model, spec, columns = plan.load()
-        with ExitStack() as files:
-            shards = {}
-            for shard in plan.shards_of_rank[context.rank]:
-                if not Path(plan.paths[shard]).exists():
-                    raise Misplaced(f"rank {context.rank} was started on {context.host}, away from its shard {shard}")
-                shards[shard] = files.enter_context(ShardFile(plan.paths[shard], columns))
-            layout = ExchangeLayout(
-                FlatParameters(model, spec.groups).num_elements, spec.num_shards, plan.shards_of_rank
-            )  # fmt: skip
-            exchange = Exchange(context.store, layout, wire=spec.wire, timeout_s=context.job.timeout_s)
-            trainer = RankTrainer(spec, model, exchange, shards, state=self._state(context))
-            metrics = trainer.run(self.iterations())
-            self._keep(context, trainer.save_state())
-            model_bytes = safetensors.torch.save(trainer.model_state()) if self.last and context.rank == 0 else None
-        return GroupReport(context.executor_id, metrics, model_bytes)
+    evaluate: bool
 
     def iterations(self) -> list[IterationPlan]:
         """The group's iterations."""
@@ -118,22 +57,156 @@ class TrainGroup:
             for k in range(group.size)
         ]
 
-    def _state(self, context: RankContext) -> bytes | None:
-        """This rank's state at the boundary before the group, from the arena; None at the very start."""
-        if self.group.first == 0:
-            return None
-        label = json.loads(context.label or b"{}")
-        region = context.arena.find(label.get("region", ""))
-        if region is None or (label["rank"], label["boundary"]) != (context.rank, self.group.first):
-            raise Misplaced(
-                f"rank {context.rank} was started on executor {context.executor_id}, away from its state at iteration "
-                f"{self.group.first}"
-            )
-        return bytes(region.buffer[: label["bytes"]])
 
-    def _keep(self, context: RankContext, state: bytes) -> None:
-        """Leave the state at the boundary behind the group in the arena."""
-        name = f"state{self.group.number % 2}"
-        context.arena.region(name, len(state)).buffer[: len(state)] = state
-        label = {"rank": context.rank, "boundary": self.group.stop, "region": name, "bytes": len(state)}
-        context.set_label(json.dumps(label).encode())
+@dataclass(frozen=True, slots=True)
+class FinishOrder:
+    """The run ends: rank 0 leaves the trained model and the log of all iterations for the driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Finished:
+    """Where rank 0 left them.
+
+    Attributes:
+        model: safetensors of ``state_dict()``.
+        log: a packed `mizzle.training.loss_log.LossLog`.
+    """
+
+    model: Memory
+    log: Memory
+
+
+@dataclass(frozen=True, slots=True)
+class TrainWork:
+    """What all ranks of a training share.
+
+    Attributes:
+        shipped: initial model, spec and columns, pickled together, so that what they share stays shared.
+        shards_of_rank: by rank.
+        paths: file of every shard.
+        validation: file of every validation shard; empty without validation.
+    """
+
+    shipped: bytes
+    shards_of_rank: tuple[tuple[int, ...], ...]
+    paths: Mapping[int, str]
+    validation: Mapping[int, str]
+
+    def preferred(self) -> list[int]:
+        """Ranks whose shards lie on this host: a rank goes where its data is."""
+        return [
+            rank
+            for rank, shards in enumerate(self.shards_of_rank)
+            if all(Path(self.paths[shard]).exists() for shard in shards)
+        ]
+
+    def start(self, context: RankContext, boundary: int, _rows: list[Any] | None) -> TrainPart:
+        """Build the rank."""
+        return TrainPart(self, context, boundary)
+
+
+class TrainPart:
+    """One rank of a training, from a boundary on."""
+
+    def __init__(self, work: TrainWork, context: RankContext, boundary: int) -> None:
+        """Open files, build the model, take up the state.
+
+        Raises:
+            Misplaced: this is not where the rank's shards or state are.
+        """
+        self._context = context
+        model, spec, columns = _load(work.shipped)
+        self._files = ExitStack()
+        with self._files:
+            shards = {shard: self._open(work.paths[shard], columns) for shard in work.shards_of_rank[context.rank]}
+            layout = ExchangeLayout(
+                FlatParameters(model, spec.groups).num_elements, spec.num_shards, work.shards_of_rank
+            )  # fmt: skip
+            exchange = Exchange(context.store, layout, wire=spec.wire, timeout_s=context.terms.timeout_s)
+            self._trainer = RankTrainer(spec, model, exchange, shards, state=find_state(context, boundary))
+            held = self._held_for_validation(work, exchange, boundary)
+            self._validation = {shard: self._open(work.validation[shard], columns) for shard in held}
+            self._files = self._files.pop_all()
+
+    def run_group(self, order: TrainOrder | FinishOrder) -> bytes | Finished | None:
+        """Obey: the packed `GroupMetrics` of a group; at the end, from rank 0, where its results lie."""
+        if isinstance(order, FinishOrder):
+            return self._finish() if self._context.rank == 0 else None
+        plans = order.iterations()
+        iterations = self._trainer.run(plans)
+        laps = _Laps()
+        evaluation = self._trainer.evaluate(plans[-1], self._validation) if order.evaluate else None
+        evaluate_s = laps.lap()
+        keep_state(self._context, order.group.stop, self._trainer.state_bytes(), self._trainer.save_state_into)
+        return GroupMetrics.of(
+            iterations, evaluation=evaluation, evaluate_s=evaluate_s, boundary_s=laps.lap()
+        ).pack()  # fmt: skip
+
+    def close(self) -> None:
+        """Close the files."""
+        self._files.close()
+
+    def _open(self, path: str, columns: Columns) -> ShardFile:
+        if not Path(path).exists():
+            context = self._context
+            raise Misplaced(f"rank {context.rank} was started on {context.host}, away from its file {path}")
+        return self._files.enter_context(ShardFile(path, columns))
+
+    def _held_for_validation(self, work: TrainWork, exchange: Exchange, boundary: int) -> list[int]:
+        """The validation shards that this rank evaluates: it must see the files, and all ranks agree on who does."""
+        if not work.validation:
+            return []
+        seen = [shard for shard, path in sorted(work.validation.items()) if Path(path).exists()]
+        told = exchange.share(boundary, _WHO_SEES, json.dumps(seen).encode())
+        return deal_seen([json.loads(one) for one in told], work.shards_of_rank)[self._context.rank]
+
+    def _finish(self) -> Finished:
+        return Finished(
+            self._leave("model", safetensors.torch.save(self._trainer.model_state())),
+            self._leave("log", self._trainer.log.pack()),
+        )
+
+    def _leave(self, name: str, content: bytes) -> Memory:
+        region = self._context.arena.region(name, max(1, len(content)))
+        region.buffer[: len(content)] = content
+        return Memory(region.path, len(content))
+
+
+def _load(shipped: bytes) -> tuple[torch.nn.Module, TrainingSpec, Columns]:
+    """Fresh copies of what was shipped."""
+    model, spec, columns = cloudpickle.loads(shipped)
+    return model, spec, columns
+
+
+def deal_seen(seen: Sequence[Collection[int]], shards_of_rank: Sequence[Sequence[int]]) -> list[list[int]]:
+    """Who evaluates which shard: who holds the shard of the same number if it sees the file, else who has least to do.
+
+    Args:
+        seen: numbers of the shards whose files each rank sees, by rank.
+        shards_of_rank: those that it trains on, by rank.
+
+    Raises:
+        DataError: no rank sees some shard.
+    """
+    dealt: list[list[int]] = [[] for _ in seen]
+    for rank, shards in enumerate(shards_of_rank):
+        for shard in shards:
+            able = [other for other, files in enumerate(seen) if shard in files]
+            if not able:
+                raise DataError(
+                    f"validation shard {shard} lies on a host without ranks: give the run a rank on every executor "
+                    "(RunConfig(ranks=None))"
+                )
+            dealt[rank if rank in able else min(able, key=lambda other: len(dealt[other]))].append(shard)
+    return dealt
+
+
+class _Laps:
+    """Seconds since the last lap."""
+
+    def __init__(self) -> None:
+        self._at = time.perf_counter()
+
+    def lap(self) -> float:
+        before, self._at = self._at, time.perf_counter()
+        return self._at - before

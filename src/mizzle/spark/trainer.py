@@ -6,33 +6,27 @@ It checks everything it can before anything starts, then schedules group after g
 from __future__ import annotations
 
 import copy
-import logging
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Literal, Self
+from functools import partial
+from typing import Any, Literal
 
-import safetensors.torch
 import torch
-from py4j.protocol import Py4JError
-from pyspark import RDD, Broadcast, SparkContext, cloudpickle
-from pyspark.errors import PySparkException
+from pyspark import SparkContext, cloudpickle
 from pyspark.sql import DataFrame
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.collectives.wire import Wire
-from mizzle.config import RunConfig
-from mizzle.errors import ConfigError, Misplaced, ModelError
-from mizzle.scheduling.plan import plan_groups, spread
-from mizzle.spark.data import first_rows, shard_dataframe
-from mizzle.spark.driver import DriverSide, await_slots, classic_context, default_ranks
-from mizzle.spark.groups import run_job, shipped
-from mizzle.spark.placement import here, placed
+from mizzle.config import RunConfig, check_count
+from mizzle.errors import ConfigError, DataError, ModelError
+from mizzle.scheduling.plan import Triggers, spread
+from mizzle.spark.data import first_rows
+from mizzle.spark.driver import DriverSide, classic_context, default_ranks
+from mizzle.spark.fit import FitPlan, run_fit
+from mizzle.spark.groups import await_ranks, shipped
 from mizzle.spark.progress import TrainingProgress
-from mizzle.spark.train_task import GroupReport, RunPlan, TrainGroup
 from mizzle.spark.validate import CheckedFrame, check_dataframe
-from mizzle.spark.worker import GroupJob
 from mizzle.training.clipping import ClipByNorm, ClipByValue
 from mizzle.training.columns import Columns
 from mizzle.training.flat import FlatParameters
@@ -40,11 +34,9 @@ from mizzle.training.groups import OptimizerFactory, groups_of
 from mizzle.training.history import TrainingHistory
 from mizzle.training.rehearsal import fewest_rows, rehearse
 from mizzle.training.schedule import HyperSchedule, SchedulerFactory
-from mizzle.training.spec import Loss, TrainingSpec
+from mizzle.training.spec import Loss, Metric, TrainingSpec
+from mizzle.training.stopping import EarlyStopping
 
-_log = logging.getLogger(__name__)
-_PLACEMENTS = 5
-"""How often a group is started again because a busy cluster put a rank away from its state."""
 _REHEARSED_ROWS = 8
 
 
@@ -54,8 +46,9 @@ class TrainingResult:
 
     Attributes:
         model: the trained model, in eval mode, on the driver; a copy, the one given to the Trainer is untouched.
-        history: loss of every iteration, epochs, where the time went.
-        report: how it was run: ranks, shards, rows, iterations, group size, transport, wall seconds.
+        history: loss of every iteration, epochs, evaluations, groups, where the time went.
+        report: how it was run: ranks, shards, rows, iterations, groups, group size, transport, whether it was stopped
+            early, wall seconds.
     """
 
     model: torch.nn.Module
@@ -88,6 +81,9 @@ class Trainer:
         wire: element type of gradients on their way: "fp32", "bf16" or "fp16"; sums are fp32 always.
         threads: torch threads per rank. Fixed, because kernels may add in another order with more.
         run: layout on the cluster.
+        metrics: of validation, by name: ``metric(output, target)``, the mean over its mini-batch.
+        validate_every: "epoch", or a number of iterations; the last iteration is validated in any case.
+        stop: ends training when validation no longer improves, `EarlyStopping`.
         progress: whether to draw a progress bar; None: on a terminal.
 
     Raises:
@@ -113,32 +109,36 @@ class Trainer:
         not_finite: Literal["raise", "skip"] = "raise",
         wire: Literal["fp32", "bf16", "fp16"] = "fp32",
         threads: int = 1,
+        metrics: Mapping[str, Metric] | None = None,
+        validate_every: int | Literal["epoch"] = "epoch",
+        stop: EarlyStopping | None = None,
         run: RunConfig | None = None,
         progress: bool | None = None,
     ) -> None:
         """See the class."""
-        if not isinstance(model, torch.nn.Module):
-            raise ModelError(f"model is {model!r}: give an instance of torch.nn.Module")
-        if run is not None and not isinstance(run, RunConfig):
-            raise ConfigError(f"run is {run!r}: give a mizzle.RunConfig")
-        for name, value in (("max_epochs", max_epochs), ("max_iterations", max_iterations)):
-            if value is not None and value < 1:
-                raise ConfigError(f"{name} is {value}: give at least 1")
-        shipped(loss, "the loss")
-        shipped(optimizer, "the optimizer's factory")
+        _check_kinds(model, run)
+        _check_counts(max_epochs, max_iterations, validate_every)
+        if stop is not None:
+            stop.check_monitor(metrics or {})
+        for what, thing in (("the loss", loss), ("the optimizer's factory", optimizer), ("metrics", metrics)):
+            shipped(thing, what)
         # Copied together: a loss that reaches into the model must reach into the copy.
-        self._model, loss, optimizer = cloudpickle.loads(shipped((model, loss, optimizer), "the model"))
+        self._model, loss, optimizer, metrics = cloudpickle.loads(
+            shipped((model, loss, optimizer, metrics or {}), "the model")
+        )
         groups = None if parameter_groups is None else groups_of(self._model, parameter_groups(self._model))
         # Rows and shards are known when there is data: 1 stands for them until then.
         self._spec = TrainingSpec(
             loss=loss, optimizer=optimizer, num_rows=1, num_shards=1, global_batch_size=global_batch_size,
             groups=groups, clipping=clip, accumulate=accumulate, autocast=autocast, seed=seed,
-            not_finite=not_finite, wire=Wire.of(wire), threads=threads,
+            not_finite=not_finite, wire=Wire.of(wire), threads=threads, metrics=metrics,
         )  # fmt: skip
         self._scheduler = scheduler
         self._schedule()
         self._max_epochs = max_epochs
         self._max_iterations = max_iterations
+        self._validate_every = validate_every
+        self._stop = stop
         self._run = run or RunConfig()
         self._progress = progress
 
@@ -152,6 +152,7 @@ class Trainer:
         num_classes: int | None = None,
         collate: Callable[[Any], Any] | None = None,
         bad_rows: Literal["raise", "skip"] = "raise",
+        validation: DataFrame | None = None,
     ) -> TrainingResult:
         """Train on all rows of a DataFrame. May be called again; every fit starts from the given model.
 
@@ -167,6 +168,7 @@ class Trainer:
             collate: ``collate(batch) -> (inputs, targets)`` with a pyarrow.RecordBatch of the selected columns; for
                 columns that are not numeric, or models that take several tensors.
             bad_rows: "raise" on nulls, NaN, ragged arrays or labels out of range, or "skip" and count them.
+            validation: held-out rows in the same columns; loss and metrics over them go to ``history.evaluations``.
 
         Raises:
             DataError: names column, partition and row; nothing was started.
@@ -177,143 +179,91 @@ class Trainer:
         """
         if not isinstance(df, DataFrame):
             raise ConfigError(f"fit takes a Spark DataFrame, not {type(df).__name__}: use spark.createDataFrame")
+        if self._stop is not None and validation is None:
+            raise ConfigError("stop= looks at validation, but fit was given no validation DataFrame")
+        shipped(collate, "collate")
+        columns = Columns.of(features, label, shape=shape, collate=collate)
+        check = partial(check_dataframe, columns=columns, num_classes=num_classes, bad_rows=bad_rows)
+        return self._fit(df, validation, check)
+
+    def _fit(
+        self, df: DataFrame, validation: DataFrame | None, check: Callable[[DataFrame], CheckedFrame]
+    ) -> TrainingResult:
+        begun = time.monotonic()
         context = classic_context(df.sparkSession)
         driver = DriverSide(context)
-        begun = time.monotonic()
-        columns = Columns.of(features, label, shape=shape, collate=collate)
-        shipped(collate, "collate")
-        checked = check_dataframe(df, columns, num_classes=num_classes, bad_rows=bad_rows)
-        ranks, num_shards = self._layout(context)
-        spec = self._spec.on(checked.num_rows, num_shards)
-        packed = self._rehearsed(spec, checked)
-        with driver.run() as run, _Fit(context, driver, self._run, run, spread(num_shards, ranks)) as fit:
-            model, history = self._train(fit, fit.ship(packed, checked), spec)
-        report = self._report(run, checked, (ranks, num_shards), len(history.losses))
-        return TrainingResult(model, history, report | {"wall_s": time.monotonic() - begun})
+        checked, held_out = check(df), None if validation is None else check(validation)
+        if held_out is not None:
+            _check_alike(held_out, checked)
+        plan = self._plan(checked, held_out, *self._layout(context, driver))
+        total = plan.triggers.num_iterations
+        with driver.run() as run, TrainingProgress(total, enabled=self._progress) as progress:
+            state, history = run_fit(context, driver, run, plan, self._schedule(), progress)
+        model = copy.deepcopy(self._model)
+        model.load_state_dict(state)
+        report = self._report(run, plan, history) | {"wall_s": time.monotonic() - begun}
+        return TrainingResult(model.eval(), history, report)
 
-    def _report(self, run: str, checked: CheckedFrame, layout: tuple[int, int], iterations: int) -> dict[str, Any]:
-        ranks, shards = layout
+    def _plan(self, checked: CheckedFrame, held_out: CheckedFrame | None, ranks: int, num_shards: int) -> FitPlan:
+        spec = self._spec.on(checked.num_rows, num_shards)
+        per_epoch = spec.order().iterations_per_epoch
+        total = min(per_epoch * self._max_epochs, self._max_iterations or per_epoch * self._max_epochs)
+        every = {}
+        if held_out is not None and self._validate_every != "epoch":
+            every["validation"] = self._validate_every
+        return FitPlan(
+            spec, self._rehearsed(spec, checked, total, evaluate=held_out is not None), checked, held_out,
+            spread(num_shards, ranks), Triggers(total, per_epoch, every), self._run, self._stop,
+        )  # fmt: skip
+
+    def _report(self, run: str, plan: FitPlan, history: TrainingHistory) -> dict[str, Any]:
         return {
-            "run": run, "ranks": ranks, "shards": shards, "rows": checked.num_rows,
-            "skipped_rows": checked.num_skipped, "iterations": iterations,
+            "run": run, "ranks": len(plan.shards_of_rank), "shards": plan.spec.num_shards, "rows": plan.rows.num_rows,
+            "skipped_rows": plan.rows.num_skipped, "iterations": history.iterations, "groups": len(history.groups),
             "group_size": self._run.group_size, "transport": self._run.transport,
+            "stopped_early": history.iterations < plan.triggers.num_iterations,
         }  # fmt: skip
 
-    def _rehearsed(self, spec: TrainingSpec, checked: CheckedFrame) -> bytes:
+    def _rehearsed(self, spec: TrainingSpec, checked: CheckedFrame, total: int, *, evaluate: bool) -> bytes:
         """What the executors get, after one iteration on the driver with a copy of exactly that."""
         packed = shipped((self._model, spec, checked.columns), "model, loss, optimizer and collate together")
         copied: tuple[torch.nn.Module, TrainingSpec, Columns] = cloudpickle.loads(packed)
-        rehearse(*copied, first_rows(checked, min(_REHEARSED_ROWS, fewest_rows(spec, self._num_iterations(spec)))))
+        rows = first_rows(checked, min(_REHEARSED_ROWS, fewest_rows(spec, total)))
+        rehearse(*copied, rows, evaluate=evaluate)
         return packed
 
-    def _layout(self, context: SparkContext) -> tuple[int, int]:
+    def _layout(self, context: SparkContext, driver: DriverSide) -> tuple[int, int]:
         """Ranks and shards, once there is a slot for every rank."""
-        deadline = Deadline.after(self._run.timeout_s)
         ranks = self._run.ranks
         if ranks is None:
-            ranks = default_ranks(context, deadline)
+            ranks = default_ranks(context, Deadline.after(self._run.timeout_s))
             ranks = min(ranks, self._run.shards or ranks)
-        await_slots(context, ranks, deadline)
+        await_ranks(context, driver, ranks, self._run.timeout_s)
         return ranks, self._run.shards or ranks
-
-    def _num_iterations(self, spec: TrainingSpec) -> int:
-        total = spec.order().iterations_per_epoch * self._max_epochs
-        return min(total, self._max_iterations or total)
 
     def _schedule(self) -> HyperSchedule:
         return HyperSchedule(FlatParameters(self._model, self._spec.groups), self._spec.optimizer, self._scheduler)
 
-    def _train(
-        self, fit: _Fit, plan: Broadcast[RunPlan], spec: TrainingSpec
-    ) -> tuple[torch.nn.Module, TrainingHistory]:
-        total = self._num_iterations(spec)
-        schedule, history = self._schedule(), TrainingHistory()
-        model = copy.deepcopy(self._model)
-        with TrainingProgress(total, enabled=self._progress) as progress:
-            for group in plan_groups(spec.order().iterations_per_epoch, total, self._run.group_size):
-                begun = time.monotonic()
-                body = TrainGroup(plan, group, tuple(schedule.ahead(group.size)), last=group.stop == total)
-                reports = fit.run_group(body)
-                wall_s = time.monotonic() - begun
-                history.add_group(body.iterations(), [report.metrics for report in reports], wall_s)
-                progress.update(history, sum(one.rows for one in reports[0].metrics), wall_s)
-                _log.info("run=%s iterations=%d-%d epoch=%d loss=%g wall_s=%.3f", fit.run[:4], group.first,
-                          group.stop - 1, group.epoch, history.losses[-1], wall_s)  # fmt: skip
-                if reports[0].model is not None:
-                    model.load_state_dict(safetensors.torch.load(reports[0].model))
-        return model.eval(), history
+
+def _check_kinds(model: object, run: object) -> None:
+    if not isinstance(model, torch.nn.Module):
+        raise ModelError(f"model is {model!r}: give an instance of torch.nn.Module")
+    if run is not None and not isinstance(run, RunConfig):
+        raise ConfigError(f"run is {run!r}: give a mizzle.RunConfig")
 
 
-class _Fit:
-    """One fit under way: where its shards and ranks are."""
+def _check_counts(max_epochs: int, max_iterations: int | None, validate_every: int | str) -> None:
+    check_count("max_epochs", max_epochs)
+    if max_iterations is not None:
+        check_count("max_iterations", max_iterations)
+    if validate_every != "epoch":
+        check_count("validate_every", validate_every, other='"epoch"')
 
-    def __init__(
-        self, context: SparkContext, driver: DriverSide, layout: RunConfig, run: str,
-        shards_of_rank: tuple[tuple[int, ...], ...],
-    ) -> None:  # fmt: skip
-        self.context, self.driver, self.layout, self.run = context, driver, layout, run
-        self.shards_of_rank = shards_of_rank
-        self.plan: Broadcast[RunPlan] | None = None
-        self._tasks: RDD[int] | None = None
-        self._executors: tuple[str, ...] = ()
-        self._jobs = 0
 
-    def ship(self, packed: bytes, checked: CheckedFrame) -> Broadcast[RunPlan]:
-        """Deal the rows to the executors, and send them what every group needs."""
-        num_shards = sum(map(len, self.shards_of_rank))
-        infos = shard_dataframe(
-            checked, run=self.run, num_shards=num_shards, shards_of_rank=self.shards_of_rank, locate=here
+def _check_alike(held_out: CheckedFrame, checked: CheckedFrame) -> None:
+    """Validation rows must have the shape of training rows."""
+    if held_out.lengths != checked.lengths:
+        raise DataError(
+            f"arrays of the validation DataFrame have {held_out.lengths} elements, those of the training DataFrame "
+            f"{checked.lengths}: bring both to one length"
         )
-        at = {info.shard: info for info in infos}
-        paths = {info.shard: info.path for info in infos}
-        self.plan = self.context.broadcast(RunPlan(packed, self.shards_of_rank, paths))
-        self._place(tuple(at[shards[0]].executor_id for shards in self.shards_of_rank))
-        return self.plan
-
-    def run_group(self, body: TrainGroup) -> list[GroupReport]:
-        """Run one group, each rank where its state is; again if Spark put one elsewhere.
-
-        Raises:
-            Misplaced: some slot there is taken by other jobs all the time.
-        """
-        group = body.group
-        title = f"iterations {group.first}-{group.stop - 1} (epoch {group.epoch})"
-        for attempt in range(_PLACEMENTS):
-            job = GroupJob(
-                self.run, 0, self._jobs, len(self.shards_of_rank), self.layout.transport, self.layout.timeout_s,
-                ranks_by_task=False, body=body,
-            )  # fmt: skip
-            self._jobs += 1
-            try:
-                reports: list[GroupReport] = run_job(self.context, job, self._tasks, title=title)
-            except Misplaced as error:
-                if attempt == _PLACEMENTS - 1:
-                    raise
-                _log.info("run=%s group=%d is started again: %s", self.run[:4], group.number, error)
-                continue
-            self._place(tuple(report.executor_id for report in reports))
-            return reports
-        raise AssertionError(f"{_PLACEMENTS} placements and no end")
-
-    def __enter__(self) -> Self:
-        """Itself."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Drop the broadcast. The bridges drop the rest when the run ends."""
-        try:
-            if self.plan is not None:
-                self.plan.destroy()
-        except (Py4JError, PySparkException) as error:
-            _log.warning("run=%s left its broadcast behind: %s", self.run[:4], error)
-
-    def _place(self, executors: tuple[str, ...]) -> None:
-        if executors != self._executors:
-            self._executors = executors
-            self._tasks = placed(self.context, self._locations(executors))
-
-    def _locations(self, executors: tuple[str, ...]) -> list[tuple[str, str]]:
-        hosts = self.driver.hosts()
-        return [(hosts[executor], executor) for executor in executors]

@@ -1,16 +1,16 @@
-"""What a rank runs on its executor: join the group, call the body, leave, report. Top-level code, never a closure.
+"""What a rank is on its executor: its context, and the part it plays in a group of Python tasks.
 
-A failure is returned, not raised: Spark would only run the same attempt again, alone, while its peers wait.
+Top-level code, never a closure. A failure is returned, not raised: Spark would only run the same attempt again, alone,
+while its peers wait.
 """
 
 from __future__ import annotations
 
-import traceback
-from collections.abc import Callable, Iterable
+import gc
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
-
-from pyspark import cloudpickle
 
 from mizzle.blocks.arena import BridgeArena
 from mizzle.blocks.bridge import BridgeClient
@@ -19,32 +19,21 @@ from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.notes import prepare_control
 from mizzle.blocks.store import BlockStore
 from mizzle.collectives.communicator import Communicator
-from mizzle.config import Transport
-from mizzle.errors import TaskFailed
+from mizzle.spark.orders import JoinTerms
+from mizzle.spark.outcome import Failure, Outcome, pickled_value
 
 
 @dataclass(frozen=True, slots=True)
 class GroupJob:
-    """One group's job, as every task of it gets it: ids and numbers, no tensors.
+    """A group that is one job of Python tasks, as every task of it gets it.
 
     Attributes:
-        run: the run's id.
-        generation: membership epoch.
-        group: number of the job within the run.
-        size: number of ranks.
-        transport: how ranks reach each other.
-        timeout_s: deadline in seconds of each collective, and of the ranks' coming together.
+        terms: of joining.
         ranks_by_task: whether task i must be rank i; else a rank goes where its state is.
-        body: what each rank does; importable on the executors. It may have a method ``preferred()``, which tells the
-            ranks whose data is near the executor it is called on.
+        body: what each rank does; importable on the executors.
     """
 
-    run: str
-    generation: int
-    group: int
-    size: int
-    transport: Transport
-    timeout_s: float
+    terms: JoinTerms
     ranks_by_task: bool
     body: Callable[[RankContext, Iterable[Any]], Any]
 
@@ -59,85 +48,78 @@ class RankContext(Communicator):
         executor_id: Spark's name of this executor.
         host: its host.
         host_id: equal for processes that can share memory.
+        terms: on which it joined.
         store: the way to the peers' blocks.
         arena: this rank's shared memory, kept for the run.
-        label: what was noted with the arena by its last holder.
+        label: what was noted with the arena last.
     """
 
-    def __init__(self, job: GroupJob, client: BridgeClient, store: BlockStore, arena: BridgeArena) -> None:
+    def __init__(
+        self, terms: JoinTerms, client: BridgeClient, store: BlockStore, arena: BridgeArena, label: bytes = b""
+    ) -> None:
         """Wrap a rank that has joined."""
-        super().__init__(store, timeout_s=job.timeout_s)
-        self.job = job
-        self.run = job.run
+        super().__init__(store, timeout_s=terms.timeout_s)
+        self.terms = terms
+        self.run = terms.run
         self.executor_id = client.executor_id
         self.host = client.host
         self.host_id = client.host_id
         self.store = store
         self.arena = arena
-        self.label = b""
+        self.label = label
         self._client = client
 
+    @classmethod
+    def join(
+        cls, client: BridgeClient, terms: JoinTerms, *, wanted: int = -1, preferred: Sequence[int] = ()
+    ) -> RankContext:
+        """Hold an arena of the run and come together with the peers.
+
+        Args:
+            client: a connection of this rank's own.
+            terms: the same on all ranks.
+            wanted: the rank to be, or -1 for the one whose state lies here, or a preferred one, or any.
+            preferred: ranks whose data is near, the nearest first.
+
+        Raises:
+            CollectiveTimeout: not all ranks came: too few free task slots.
+            Fenced: the ranks were complete without this one, or the run has ended.
+        """
+        deadline = Deadline.after(terms.timeout_s)
+        _, label, arena = client.claim(terms.run, wanted, deadline)
+        membership = client.join(
+            terms.run,
+            generation=terms.generation,
+            group=terms.group,
+            size=terms.size,
+            wanted=wanted,
+            preferred=preferred,
+            control=prepare_control(arena, terms.size).path,
+            deadline=deadline,
+        )
+        store = connect_store(client, arena, membership, transport=terms.transport, timeout_s=terms.timeout_s)
+        return cls(terms, client, store, arena, label)
+
     def set_label(self, label: bytes) -> None:
-        """Note a few bytes with the arena, for whoever holds it in the next group."""
-        self._client.label(label, Deadline.after(self.job.timeout_s))
+        """Note a few bytes with the arena, for whoever holds it next."""
+        self._client.label(label, Deadline.after(self.terms.timeout_s))
+        self.label = label
 
     def counters(self) -> dict[str, int]:
         """What this executor's bridge has done so far, by name."""
         return self._client.counters()
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """What a rank raised, as text: that arrives whatever the exception is made of.
-
-    Attributes:
-        text: type and message.
-        trace: the traceback, which ends in ``text``.
-        pickled: the exception itself, or None when it cannot be pickled and read again.
-    """
-
-    text: str
-    trace: str
-    pickled: bytes | None
-
-    @classmethod
-    def of(cls, error: BaseException) -> Failure:
-        """Describe an exception that is being handled."""
-        text = "".join(traceback.format_exception_only(error)).strip()
-        return cls(text, traceback.format_exc(), _pickled_error(error))
-
-    def error(self) -> BaseException | None:
-        """The exception again, where this process can read it."""
-        if self.pickled is None:
-            return None
-        try:
-            found = cloudpickle.loads(self.pickled)
-        except Exception:  # noqa: BLE001 - code of the user's exception runs here; the text is kept anyhow
-            return None
-        return found if isinstance(found, BaseException) else None
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """How a rank's part in a group ended. Only bytes and text: no class of the user's stands in the way of reading it.
-
-    Attributes:
-        task: number of the Spark task.
-        rank: the rank it was, -1 when it was not admitted.
-        where: executor and host, for messages.
-        value: what the body returned, pickled.
-        failure: what was raised, or None.
-    """
-
-    task: int
-    rank: int
-    where: str
-    value: bytes = b""
-    failure: Failure | None = None
+@cache
+def _freeze_heap() -> None:
+    """Once in a worker: PySpark collects garbage after every task, and would walk all of torch's objects (100 ms)."""
+    gc.collect()
+    gc.freeze()
 
 
 def run_rank(job: GroupJob, task: int, rows: Iterable[Any]) -> Iterable[Outcome]:
     """The whole of one task of a group; yields its one outcome."""
+    _freeze_heap()
     yield _Part(job, task).play(rows)
 
 
@@ -146,67 +128,30 @@ class _Part:
 
     def __init__(self, job: GroupJob, task: int) -> None:
         self._job, self._task = job, task
-        self._rank, self._where = -1, "not connected"
+        self._rank, self._executor_id, self._host = -1, "", ""
 
     def play(self, rows: Iterable[Any]) -> Outcome:
         """Connect, play, disconnect. Whatever is raised is the outcome: this is the outermost frame."""
+        value, failure = b"", None
         try:
-            deadline = Deadline.after(self._job.timeout_s)
-            client = BridgeClient.connect(deadline)
-            self._where = f"executor {client.executor_id} on {client.host}"
+            client = BridgeClient.connect(Deadline.after(self._job.terms.timeout_s))
+            self._executor_id, self._host = client.executor_id, client.host
             try:
-                value = self._play(client, deadline, rows)
+                value = self._play(client, rows)
             finally:
                 client.close()
-            return Outcome(self._task, self._rank, self._where, value=value)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything, even sys.exit()
-            return Outcome(self._task, self._rank, self._where, failure=Failure.of(error))
+            failure = Failure.of(error)
+        return Outcome(self._task, self._rank, self._executor_id, self._host, value, failure)
 
-    def _play(self, client: BridgeClient, deadline: Deadline, rows: Iterable[Any]) -> bytes:
-        job = self._job
-        wanted = self._task if job.ranks_by_task else -1
-        _, label, arena = client.claim(job.run, wanted, deadline)
-        membership = client.join(
-            job.run,
-            generation=job.generation,
-            group=job.group,
-            size=job.size,
-            wanted=wanted,
-            preferred=getattr(job.body, "preferred", list)(),
-            control=prepare_control(arena, job.size).path,
-            deadline=deadline,
-        )
-        self._rank = membership.rank
-        store = connect_store(client, arena, membership, transport=job.transport, timeout_s=job.timeout_s)
-        context = RankContext(job, client, store, arena)
-        context.label = label
+    def _play(self, client: BridgeClient, rows: Iterable[Any]) -> bytes:
+        context = RankContext.join(client, self._job.terms, wanted=self._task if self._job.ranks_by_task else -1)
+        self._rank = context.rank
         try:
-            value = _pickled_value(job.body(context, rows))
+            value = pickled_value(self._job.body(context, rows))
         except (Exception, SystemExit) as error:
             # Peers are told the reason at once; otherwise they would only see the connection close.
-            store.abort(f"{type(error).__name__}: {error}")
+            context.store.abort(f"{type(error).__name__}: {error}")
             raise
-        store.close()
+        context.store.close()
         return value
-
-
-def _pickled_value(value: object) -> bytes:
-    try:
-        pickled: bytes = cloudpickle.dumps(value)  # type: ignore[no-untyped-call]
-    except Exception as error:
-        # Pickling calls code of any object inside, so anything may be raised.
-        raise TaskFailed(
-            f"what the rank returned ({type(value).__name__}) cannot be sent to the driver "
-            f"({type(error).__name__}: {error}): return numbers, arrays or tensors"
-        ) from error
-    return pickled
-
-
-def _pickled_error(error: BaseException) -> bytes | None:
-    """The exception in a form that this process, at least, can read again."""
-    try:
-        pickled: bytes = cloudpickle.dumps(error)  # type: ignore[no-untyped-call]
-        cloudpickle.loads(pickled)
-    except Exception:  # noqa: BLE001 - exceptions may hold locks, or want other arguments than they were made with
-        return None
-    return pickled

@@ -1,16 +1,19 @@
-"""What a training leaves behind for its user: losses, epochs, where the time went. Plain numbers, JSON-able.
+"""What a training leaves behind for its user: losses, epochs, groups, where the time went. Plain numbers, JSON-able.
 
-Filled by the driver, group by group, from the ranks' metrics.
+Filled by the driver: group by group from the ranks' metrics, and at the end from the log of losses that they kept.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from mizzle.training.spec import IterationMetrics, IterationPlan
+from mizzle.training.evaluate import Evaluation
+from mizzle.training.group_metrics import GroupMetrics
+from mizzle.training.loss_log import LossLog
+from mizzle.training.order import EpochOrder
 
 
 @dataclass(slots=True)
@@ -39,69 +42,183 @@ class TimeSplit:
         compute_s: forward, backward and reading rows.
         exchange_s: gradients and weights between ranks, waiting for slower ranks included.
         update_s: clipping and optimizer.
-        scheduling_s: the rest: launching the group's job and its end.
+        scheduling_s: the rest: launching the groups' jobs and their ends, boundaries included.
+        boundary_s: of ``scheduling_s``, what keeping states took.
+        evaluate_s: loss and metrics of the validation rows.
     """
 
     compute_s: float = 0.0
     exchange_s: float = 0.0
     update_s: float = 0.0
     scheduling_s: float = 0.0
+    boundary_s: float = 0.0
+    evaluate_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GroupRecord:
+    """One group, as the driver saw it. A rank's span is the time from receiving the group's order to its outcome.
+
+    Attributes:
+        number: of the group, 0-based.
+        first: its first iteration.
+        size: K, its iterations.
+        epoch: of its first iteration.
+        cut: why it ended where it did.
+        rows: in all its iterations.
+        loss: of its last iteration.
+        wall_s: seconds from submitting the group's job to having all results.
+        launch_s: ``wall_s`` without the longest span: submitting, starting tasks, sending results.
+        wait_s: the longest span without the shortest: how long the first rank waited for the last one to start.
+        compute_s: reading rows, forward and backward; mean over ranks, as the next four.
+        exchange_s: between ranks, waiting for slower ones included.
+        update_s: clipping and optimizer.
+        evaluate_s: the validation rows.
+        boundary_s: keeping states.
+        driver_cpu_s: processor seconds that the group cost the driver.
+        decision: what the tuner made of it, with its reason.
+    """
+
+    number: int
+    first: int
+    size: int
+    epoch: int
+    cut: str
+    rows: int
+    loss: float
+    wall_s: float
+    launch_s: float
+    wait_s: float
+    compute_s: float
+    exchange_s: float
+    update_s: float
+    evaluate_s: float
+    boundary_s: float
+    driver_cpu_s: float
+    decision: str
+
+    @classmethod
+    def of(
+        cls, metrics: Sequence[GroupMetrics], *,
+        number: int, first: int, epoch: int, cut: str, wall_s: float, driver_cpu_s: float, decision: str,
+    ) -> GroupRecord:  # fmt: skip
+        """From what the driver knows and the metrics of every rank, at least one."""
+        spans = [rank.span_s for rank in metrics]
+        return cls(
+            number=number, first=first, size=metrics[0].iterations, epoch=epoch, cut=cut, rows=metrics[0].rows,
+            loss=metrics[0].last_loss, wall_s=wall_s, launch_s=max(0.0, wall_s - max(spans)),
+            wait_s=max(spans) - min(spans), compute_s=_mean(rank.compute_s for rank in metrics),
+            exchange_s=_mean(rank.exchange_s for rank in metrics), update_s=_mean(rank.update_s for rank in metrics),
+            evaluate_s=_mean(rank.evaluate_s for rank in metrics),
+            boundary_s=_mean(rank.boundary_s for rank in metrics), driver_cpu_s=driver_cpu_s, decision=decision,
+        )  # fmt: skip
+
+    @property
+    def stop(self) -> int:
+        """The iteration behind its last one."""
+        return self.first + self.size
+
+    @property
+    def scheduling_s(self) -> float:
+        """What grouping iterations saves: ``wall_s`` without compute, exchange, update and evaluation."""
+        return max(0.0, self.wall_s - self.compute_s - self.exchange_s - self.update_s - self.evaluate_s)
 
 
 @dataclass(slots=True)
 class TrainingHistory:
-    """A training, iteration by iteration.
+    """A training: group by group while it runs, iteration by iteration when it is over.
 
     Attributes:
-        losses: mean loss of every iteration, NaN and infinite ones of skipped iterations included.
-        skipped: iterations whose update was left out.
-        epochs: one for each epoch begun.
+        losses: mean loss of every iteration, NaN and infinite ones of skipped iterations included; filled at the end.
+        skipped: iterations whose update was left out; filled at the end.
+        epochs: one for each epoch begun; filled at the end.
         time: where the time went.
+        groups: one for each group.
+        evaluations: on the validation rows, in their order.
     """
 
     losses: list[float] = field(default_factory=list)
     skipped: list[int] = field(default_factory=list)
     epochs: list[EpochSummary] = field(default_factory=list)
     time: TimeSplit = field(default_factory=TimeSplit)
+    groups: list[GroupRecord] = field(default_factory=list)
+    evaluations: list[Evaluation] = field(default_factory=list)
 
-    def add_group(
-        self, plans: Sequence[IterationPlan], metrics: Sequence[Sequence[IterationMetrics]], wall_s: float
-    ) -> None:
+    @property
+    def iterations(self) -> int:
+        """Done so far."""
+        return self.groups[-1].stop if self.groups else len(self.losses)
+
+    @property
+    def last_loss(self) -> float:
+        """Of the last iteration done; NaN before there is one."""
+        if self.groups:
+            return self.groups[-1].loss
+        return self.losses[-1] if self.losses else math.nan
+
+    def add_group(self, record: GroupRecord, metrics: Sequence[GroupMetrics]) -> None:
         """Take in one group.
 
         Args:
-            plans: its iterations.
-            metrics: of every rank, for each of these iterations; at least one rank.
-            wall_s: seconds from launching the group to its end, as the driver saw it.
+            record: of the group.
+            metrics: of every rank, by rank; at least one.
         """
-        for plan, seen in zip(plans, zip(*metrics, strict=True), strict=True):
-            assert len({repr(one.loss) for one in seen}) == 1, f"ranks differ in iteration {plan.iteration}: {seen}"
-            self._add(plan, seen[0])
-        ranks = len(metrics)
-        before = self.time.compute_s + self.time.exchange_s + self.time.update_s
-        self.time.compute_s += sum(one.compute_s for rank in metrics for one in rank) / ranks
-        self.time.exchange_s += sum(one.exchange_s for rank in metrics for one in rank) / ranks
-        self.time.update_s += sum(one.update_s for rank in metrics for one in rank) / ranks
-        inside = self.time.compute_s + self.time.exchange_s + self.time.update_s - before
-        self.time.scheduling_s += max(0.0, wall_s - inside)
+        told = {
+            repr((one.iterations, one.rows, one.last_loss, one.mean_loss, one.skipped, one.evaluation))
+            for one in metrics
+        }
+        assert len(told) == 1, f"ranks differ in group {record.number}, iterations {record.first}..: {sorted(told)}"
+        self.groups.append(record)
+        if metrics[0].evaluation is not None:
+            self.evaluations.append(metrics[0].evaluation)
+        self.time.compute_s += record.compute_s
+        self.time.exchange_s += record.exchange_s
+        self.time.update_s += record.update_s
+        self.time.scheduling_s += record.scheduling_s
+        self.time.boundary_s += record.boundary_s
+        self.time.evaluate_s += record.evaluate_s
+
+    def complete(self, log: LossLog, order: EpochOrder) -> None:
+        """Fill in losses, skipped iterations and epochs, when the run is over.
+
+        Args:
+            log: of any rank, from the run's first iteration on.
+            order: of the run: which iterations make an epoch, and how many rows they have.
+        """
+        assert log.first == 0, f"the log begins with iteration {log.first}"
+        self.losses = [float(loss) for loss in log.losses]
+        self.skipped = log.skipped
+        self.epochs = []
+        left_out = set(self.skipped)
+        for iteration, loss in enumerate(self.losses):
+            epoch, in_epoch = divmod(iteration, order.iterations_per_epoch)
+            if in_epoch == 0:
+                self.epochs.append(EpochSummary(epoch))
+            summary = self.epochs[-1]
+            summary.iterations += 1
+            if iteration in left_out:
+                continue
+            rows = order.total(in_epoch)
+            before = summary.loss * summary.rows if summary.rows else 0.0
+            summary.rows += rows
+            summary.loss = (before + loss * rows) / summary.rows
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON: a loss that is not finite becomes None, which JSON can hold."""
-        found = asdict(self)
-        found["losses"] = [loss if math.isfinite(loss) else None for loss in self.losses]
-        for epoch in found["epochs"]:
-            epoch["loss"] = epoch["loss"] if math.isfinite(epoch["loss"]) else None
+        """For JSON: a number that is not finite becomes None, which JSON can hold."""
+        found: dict[str, Any] = _finite(asdict(self))
         return found
 
-    def _add(self, plan: IterationPlan, seen: IterationMetrics) -> None:
-        self.losses.append(seen.loss)
-        if not self.epochs or self.epochs[-1].epoch != plan.epoch:
-            self.epochs.append(EpochSummary(plan.epoch))
-        epoch = self.epochs[-1]
-        epoch.iterations += 1
-        if seen.skipped:
-            self.skipped.append(plan.iteration)
-            return
-        before = epoch.loss * epoch.rows if epoch.rows else 0.0
-        epoch.rows += seen.rows
-        epoch.loss = (before + seen.loss * seen.rows) / epoch.rows
+
+def _mean(values: Iterable[float]) -> float:
+    found = list(values)
+    return sum(found) / len(found)
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - whatever JSON holds
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_finite(inner) for inner in value]
+    return value

@@ -36,6 +36,17 @@ def random_stream(seed: int, shard: int, iteration: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Run the body with so many intra-op threads; afterwards the caller has its own number again."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 class ShardCompute:
     """Forward and backward of shards over one model.
 

@@ -21,14 +21,16 @@ from mizzle.errors import ConfigError, DataError, NotFiniteError, Recoverable
 from mizzle.training.buffers import ModelBuffers
 from mizzle.training.clipping import ClipByNorm, ClipByValue, global_norm, norm_message
 from mizzle.training.contributions import Contributions, mark
+from mizzle.training.evaluate import Evaluation, Evaluator
 from mizzle.training.flat import FlatParameters
-from mizzle.training.local import ShardCompute, survey
+from mizzle.training.local import ShardCompute, survey, torch_threads
+from mizzle.training.loss_log import LossLog
 from mizzle.training.report import FINITE, IterationReport, RankReport, ShardReport
 from mizzle.training.spec import IterationMetrics, IterationPlan, ShardRows, TrainingSpec
-from mizzle.training.state import pack_state, unpack_state
+from mizzle.training.state import PackedState, unpack_state
 from mizzle.training.update import make_update
 
-_REFRESH, _GRADIENTS, _NORMS, _LEAVE = range(4)  # ops of an iteration, in the order in which they may come
+_REFRESH, _GRADIENTS, _NORMS, _LEAVE, _EVALUATION = range(5)  # ops of an iteration, in the order in which they may come
 
 _FP16_LIMIT = 65520.0  # from here on float16 rounds to infinity
 _SUM_LIMIT = 3.38e38  # below it float32 sums, and bfloat16 roundings, cannot become infinite
@@ -46,6 +48,9 @@ class RankTrainer:
             the weights are those lying in the exchange's memory (see `gather_weights`). None starts from the model.
         guard: a lock that ranks in one process share; see `ShardCompute`.
 
+    Attributes:
+        log: the loss of every iteration so far, those before ``state`` included.
+
     Raises:
         ModelError: model, groups or optimizer cannot be trained.
         ConfigError: exchange, shards or state are for another model or layout.
@@ -59,7 +64,7 @@ class RankTrainer:
         exchange: Exchange,
         shards: Mapping[int, ShardRows],
         *,
-        state: bytes | None = None,
+        state: bytes | bytearray | memoryview | None = None,
         guard: AbstractContextManager[Any] | None = None,
     ) -> None:
         """See the class."""
@@ -75,9 +80,11 @@ class RankTrainer:
         self._flat.bind_weights(exchange.weights)
         self._buffers = ModelBuffers(model, self._flat)
         self._compute = ShardCompute(spec, model, self._flat, self._buffers, guard)
+        self._evaluator = Evaluator(spec, model, self._buffers, guard)
         self._update = make_update(spec, self._flat, self._buffers, exchange)
         self._plan = IterationPlan(0, 0, 0)
         self._contributions = Contributions(self._compute_shard, self._flat.num_elements)
+        self.log = LossLog()
         if state is not None:
             self.load_state(state)
 
@@ -91,24 +98,51 @@ class RankTrainer:
             NotFiniteError: by the policy ``raise``, on all ranks, before the weights were touched.
             Recoverable: a peer or block is lost; run the group again from its boundary.
         """
-        threads = torch.get_num_threads()
-        torch.set_num_threads(self._spec.threads)
-        try:
+        with torch_threads(self._spec.threads):
             return [self._iterate(plan) for plan in iterations]
-        finally:
-            torch.set_num_threads(threads)
+
+    def evaluate(self, plan: IterationPlan, shards: Mapping[int, ShardRows]) -> Evaluation:
+        """Loss and metrics of the model after the last iteration on rows it does not train on: equal on all ranks.
+
+        All ranks call it, once, after `run`. Nothing of the training changes; a loss that is NaN is reported.
+
+        Args:
+            plan: of the last iteration that was run.
+            shards: this rank's validation shards by number; every shard is given to one rank, an empty one too.
+
+        Raises:
+            DataError: no rank has a row.
+            ModelError: the loss or a metric returned something else than a number.
+            Recoverable: a peer is lost; run the group again from its boundary.
+        """
+        with torch_threads(self._spec.threads):
+            mine = self._evaluator.measure(shards, plan.iteration, self._exchange.weights)
+        return self._evaluator.combine(plan, self._exchange.share(plan.iteration, _EVALUATION, mine))
+
+    def state_bytes(self) -> int:
+        """How much memory `save_state_into` needs now; seldom more than at the boundary before."""
+        return self._state().num_bytes
+
+    def save_state_into(self, buffer: bytearray | memoryview) -> int:
+        """Copy this rank's state after the last iteration, once: its range of the weights, optimizer, counters, log.
+
+        Args:
+            buffer: at least `state_bytes` long.
+
+        Returns:
+            The bytes written to its beginning, safetensors: what `load_state` wants.
+
+        Raises:
+            ConfigError: the buffer is too short.
+        """
+        return self._state().write(buffer)
 
     def save_state(self) -> bytes:
-        """This rank's state after the last iteration: its range of the weights, optimizer, counters. safetensors."""
-        owned = self._update.owned
-        tensors, scalars = self._update.optimizer.state()
-        tensors["weights"] = self._exchange.weights[owned.start : owned.stop]
-        tensors.update({f"buffer.{name}": value for name, value in self._buffers.named_others().items()})
-        described = {"signature": self._flat.signature(), "start": owned.start, "stop": owned.stop}
-        return pack_state(tensors, {**described, "scalars": scalars})
+        """The same as bytes of its own."""
+        return self._state().to_bytes()
 
-    def load_state(self, raw: bytes) -> None:
-        """Go on from `save_state` of the same slice, with the same bits.
+    def load_state(self, raw: bytes | bytearray | memoryview) -> None:
+        """Go on from `save_state` of the same slice, with the same bits. Nothing of ``raw`` is needed afterwards.
 
         Raises:
             ConfigError: it is the state of another model or slice.
@@ -126,6 +160,7 @@ class RankTrainer:
             name.removeprefix("buffer."): value for name, value in tensors.items() if name.startswith("buffer.")
         })  # fmt: skip
         self._update.optimizer.load_state(tensors, scalars["scalars"])
+        self.log.load_state(tensors, scalars["log"])
 
     def gather_weights(self, iteration: int) -> None:
         """Fetch the others' slices of the weights: on all ranks, when one of them has not got them in its memory.
@@ -143,6 +178,16 @@ class RankTrainer:
         """Copies of all that ``model.state_dict()`` holds, after the last iteration: the same on all ranks."""
         self._buffers.begin(self._exchange.weights)
         return {name: value.detach().clone() for name, value in self._model.state_dict().items()}
+
+    def _state(self) -> PackedState:
+        owned = self._update.owned
+        tensors, scalars = self._update.optimizer.state()
+        losses, log = self.log.state()
+        tensors.update(losses)
+        tensors["weights"] = self._exchange.weights[owned.start : owned.stop]
+        tensors.update({f"buffer.{name}": value for name, value in self._buffers.named_others().items()})
+        described = {"signature": self._flat.signature(), "start": owned.start, "stop": owned.stop, "log": log}
+        return PackedState(tensors, {**described, "scalars": scalars})
 
     def _iterate(self, plan: IterationPlan) -> IterationMetrics:
         clock = _Stopwatch()
@@ -171,6 +216,7 @@ class RankTrainer:
             self._update.after_gather(plan.hyper, report.changed)
             self._buffers.adopt(report.others)
         clock.lap("update")
+        self.log.append(plan.iteration, report.loss, skipped=fault is not None)
         return IterationMetrics(
             plan.iteration, report.loss, report.rows,
             compute_s=clock.s["compute"], exchange_s=clock.s["exchange"], update_s=clock.s["update"],

@@ -54,7 +54,9 @@ def fewest_rows(spec: TrainingSpec, num_iterations: int) -> int:
     return max(1, total // spec.num_shards // spec.accumulate)
 
 
-def rehearse(model: torch.nn.Module, spec: TrainingSpec, columns: Columns, rows: pa.RecordBatch) -> None:
+def rehearse(
+    model: torch.nn.Module, spec: TrainingSpec, columns: Columns, rows: pa.RecordBatch, *, evaluate: bool = False
+) -> None:
     """Train a model for one iteration.
 
     Args:
@@ -63,9 +65,11 @@ def rehearse(model: torch.nn.Module, spec: TrainingSpec, columns: Columns, rows:
         columns: how rows become tensors.
         rows: a few rows of the data, `fewest_rows` of them to see what fails on small batches only (batch norm);
             with none nothing is tried.
+        evaluate: whether to evaluate on the same rows as well: a metric that fails is found before the first epoch.
 
     Raises:
-        ModelError: collate, forward, loss, backward or optimizer fail; the message carries the cause and the shapes.
+        ModelError: collate, forward, loss, backward, optimizer or a metric fail; the message carries the cause and the
+            shapes.
     """
     if rows.num_rows == 0:
         return
@@ -76,15 +80,20 @@ def rehearse(model: torch.nn.Module, spec: TrainingSpec, columns: Columns, rows:
     )  # fmt: skip
     layout = ExchangeLayout(FlatParameters(model, spec.groups).num_elements, 1, ((0,),))
     threads = torch.get_num_threads()
+    plan, tried = IterationPlan(0, 0, 0), "one iteration"
     try:
         exchange = Exchange(MemoryFabric(1).store(0, run=_RUN), layout, wire=spec.wire, timeout_s=_TIMEOUT_S)
-        RankTrainer(alone, model, exchange, {0: few}).run([IterationPlan(0, 0, 0)])
+        trainer = RankTrainer(alone, model, exchange, {0: few})
+        trainer.run([plan])
+        if evaluate:
+            tried = "an evaluation"
+            trainer.evaluate(plan, {0: few})
     except MizzleError:
         raise
     except Exception as error:
-        # Model, loss, optimizer and collate are the user's code: anything may be raised.
+        # Model, loss, optimizer, metrics and collate are the user's code: anything may be raised.
         raise ModelError(
-            f"one iteration was tried on the driver, with {rows.num_rows} row(s), the fewest that a shard will have "
+            f"{tried} was tried on the driver, with {rows.num_rows} row(s), the fewest that a shard will have "
             f"({few.described}), and failed: {type(error).__name__}: {error}"
         ) from error
     finally:

@@ -170,6 +170,10 @@ class ShardFile:
         """
         return self.columns.tensors(self.rows(positions))
 
+    def table(self) -> pa.Table:
+        """All rows in their order, as they lie in the file: nothing is copied. Valid until `close`."""
+        return pa.Table.from_batches(self._batches, schema=self.schema)
+
     def close(self) -> None:
         """Let go of the file."""
         self._batches = []

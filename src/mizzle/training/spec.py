@@ -6,7 +6,7 @@ All of it is frozen and travels by pickle from driver to ranks; nothing here com
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -21,6 +21,13 @@ from mizzle.training.order import EpochOrder
 
 Loss = Callable[[Any, Any], torch.Tensor]
 """``loss(output, target)``: the mean over its mini-batch, a scalar."""
+
+Metric = Callable[[Any, Any], torch.Tensor | float]
+"""``metric(output, target)``: a mean over its mini-batch, a number."""
+
+LOSS = "loss"
+MAX_METRICS = 16
+MAX_METRIC_NAME_BYTES = 32
 
 
 class ShardRows(Protocol):
@@ -56,6 +63,10 @@ class TrainingSpec:
         wire: element type of the gradients on their way, as the exchange was made with. With a 16-bit one the float
             buffers are rounded as well in every iteration that changes them: prefer fp32 for batch norm.
         threads: torch's intra-op threads per rank; fixed, because kernels may add in another order with more.
+        metrics: what else to measure on the validation rows, by name. They get the model's output as it is, bfloat16
+            under autocast. At most 16, with names of at most 32 bytes: they are part of every rank's small report.
+        evaluation_rows: rows of a shard in one forward of an evaluation, whatever the number of ranks. None: as many
+            as in training, global_batch_size / num_shards, which is known to fit into memory.
     """
 
     loss: Loss
@@ -71,6 +82,8 @@ class TrainingSpec:
     not_finite: Literal["raise", "skip"] = "raise"
     wire: Wire = Wire.FP32
     threads: int = 1
+    metrics: Mapping[str, Metric] = field(default_factory=dict)
+    evaluation_rows: int | None = None
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -84,6 +97,14 @@ class TrainingSpec:
             raise ConfigError(f"seed is {self.seed}; give 0 or more")
         if self.not_finite not in {"raise", "skip"}:
             raise ConfigError(f"not_finite is {self.not_finite!r}; give 'raise' or 'skip'")
+        if self.evaluation_rows is not None and self.evaluation_rows < 1:
+            raise ConfigError(f"evaluation_rows is {self.evaluation_rows!r}; give at least 1")
+        _check_metrics(self.metrics)
+
+    @property
+    def rows_per_evaluation(self) -> int:
+        """Rows of a shard in one forward of an evaluation."""
+        return self.evaluation_rows or -(-self.global_batch_size // self.num_shards)
 
     def order(self) -> EpochOrder:
         """Which rows come when."""
@@ -132,3 +153,22 @@ class IterationMetrics:
     exchange_s: float
     update_s: float
     skipped: bool
+
+
+def _check_metrics(metrics: Mapping[Any, Metric]) -> None:
+    """Refuse what could not be reported.
+
+    Raises:
+        ConfigError: names the metric.
+    """
+    if not isinstance(metrics, Mapping):
+        raise ConfigError(f"metrics is {metrics!r}; give a mapping from names to functions: metric(output, target)")
+    if len(metrics) > MAX_METRICS:
+        raise ConfigError(f"{len(metrics)} metrics are given; at most {MAX_METRICS} are reported")
+    for name, metric in metrics.items():
+        if not isinstance(name, str) or not 0 < len(name.encode()) <= MAX_METRIC_NAME_BYTES or name == LOSS:
+            raise ConfigError(
+                f"a metric is called {name!r}; give a name of at most {MAX_METRIC_NAME_BYTES} bytes, not {LOSS!r}"
+            )
+        if isinstance(metric, type) or not callable(metric):
+            raise ConfigError(f"metric {name!r} is {metric!r}; give a function: metric(output, target)")

@@ -1,45 +1,143 @@
 """A rank's state at a boundary as bytes: safetensors, with scalars as JSON in its metadata. No pickle.
 
+Written straight into the memory it shall lie in and read from there in place, because a state is as large as a slice of
+the model with its optimizer, and a boundary comes after every group.
 Format: https://huggingface.co/docs/safetensors/index#format
 """
 
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Mapping
 from typing import Any
 
-import safetensors.torch
 import torch
-from safetensors import SafetensorError
 
-from mizzle.errors import ConfigError
+from mizzle.errors import ConfigError, ModelError
 
 _KEY = "mizzle"
+_LENGTH = struct.Struct("<Q")
+# Spaces behind the header, as the format allows: a counter that gains a digit does not make a state longer, so that
+# the region of one boundary serves the next. It also puts the tensors at the beginning of a page.
+_HEADER_UNIT = 4096
+_DTYPES = {
+    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
+    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
+    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
+}  # fmt: skip
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class PackedState:
+    """A state laid out but not copied yet: its tensors are read when it is written.
+
+    Args:
+        tensors: any shapes, also views.
+        scalars: what JSON can hold; floats come back with the same bits.
+
+    Attributes:
+        num_bytes: length of what `write` writes.
+
+    Raises:
+        ModelError: a tensor's dtype cannot be saved; the message names it.
+    """
+
+    def __init__(self, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> None:
+        """See the class."""
+        header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(dict(scalars))}}
+        at = 0
+        self._tensors: list[tuple[torch.Tensor, int]] = []
+        # large elements first: then every tensor is aligned to its own
+        for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
+            tensor = tensors[name].detach()
+            if tensor.dtype not in _NAMES:
+                raise ModelError(f"{name!r} is {tensor.dtype}, which a state cannot hold: keep it in another dtype")
+            header[name] = {
+                "dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes],
+            }  # fmt: skip
+            self._tensors.append((tensor, at))
+            at += tensor.nbytes
+        text = json.dumps(header).encode()
+        padded = -(-(_LENGTH.size + len(text)) // _HEADER_UNIT) * _HEADER_UNIT - _LENGTH.size
+        self._head = _LENGTH.pack(padded) + text.ljust(padded)
+        self.num_bytes = len(self._head) + at
+
+    def write(self, buffer: bytearray | memoryview) -> int:
+        """Copy header and tensors to the beginning of ``buffer``, bit for bit.
+
+        Args:
+            buffer: at least `num_bytes` long, contiguous.
+
+        Returns:
+            How many bytes were written: the others are left as they are.
+
+        Raises:
+            ConfigError: the buffer is too short.
+        """
+        view = memoryview(buffer).cast("B")
+        if len(view) < self.num_bytes:
+            raise ConfigError(f"a state of {self.num_bytes} bytes does not fit into {len(view)}: ask for a new region")
+        view[: len(self._head)] = self._head
+        for tensor, at in self._tensors:
+            if tensor.numel():
+                _over(view, tensor.dtype, tensor.shape, len(self._head) + at).copy_(tensor)
+        return self.num_bytes
+
+    def to_bytes(self) -> bytes:
+        """The same as bytes of its own: two copies."""
+        buffer = bytearray(self.num_bytes)
+        self.write(buffer)
+        return bytes(buffer)
 
 
 def pack_state(tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> bytes:
-    """Copy tensors and scalars into bytes, bit for bit.
+    """`PackedState` as bytes of its own."""
+    return PackedState(tensors, scalars).to_bytes()
+
+
+def unpack_state(raw: bytes | bytearray | memoryview) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """What `PackedState` was given.
 
     Args:
-        tensors: any shapes and dtypes, also views.
-        scalars: what JSON can hold; floats come back with the same bits.
-    """
-    owned = {name: tensor.detach().clone(memory_format=torch.contiguous_format) for name, tensor in tensors.items()}
-    return safetensors.torch.save(owned, metadata={_KEY: json.dumps(dict(scalars))})
+        raw: exactly the bytes that were written.
 
-
-def unpack_state(raw: bytes) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
-    """What `pack_state` was given.
+    Returns:
+        Tensors and scalars. The tensors are views of ``raw`` where it is writable: copy what shall outlive it.
 
     Raises:
         ConfigError: these are not the bytes of a state.
     """
+    view = memoryview(raw).cast("B")
+    if view.readonly:
+        view = memoryview(bytearray(view))  # torch has no read-only tensors
     try:
-        tensors = safetensors.torch.load(raw)
-        (length,) = struct.unpack_from("<Q", raw)
-        scalars: dict[str, Any] = json.loads(json.loads(raw[8 : 8 + length])["__metadata__"][_KEY])
-    except (SafetensorError, KeyError, struct.error) as error:
-        raise ConfigError(f"{len(raw)} bytes given as a state are not one: {error}") from error
+        (length,) = _LENGTH.unpack_from(view)
+        header = json.loads(bytes(view[_LENGTH.size : _LENGTH.size + length]))
+        scalars: dict[str, Any] = json.loads(header["__metadata__"][_KEY])
+        data = view[_LENGTH.size + length :]
+        tensors = {name: _read(data, **entry) for name, entry in header.items() if name != "__metadata__"}
+        spans = sorted(entry["data_offsets"] for name, entry in header.items() if name != "__metadata__")
+    except (KeyError, TypeError, ValueError, struct.error) as error:
+        raise ConfigError(f"{len(view)} bytes given as a state are not one: {error}") from error
+    # one behind the other, as the format wants it: no byte belongs to two tensors or to none
+    if [0, *(stop for _, stop in spans)] != [*(start for start, _ in spans), len(data)]:
+        raise ConfigError(f"{len(view)} bytes given as a state are not one: its tensors leave gaps or overlap")
     return tensors, scalars
+
+
+def _read(data: memoryview, *, dtype: str, shape: list[int], data_offsets: list[int]) -> torch.Tensor:
+    start, stop = data_offsets
+    if min(shape, default=0) < 0 or stop - start != math.prod(shape) * _DTYPES[dtype].itemsize:
+        raise ValueError(f"{stop - start} bytes hold no {dtype} of shape {shape}")
+    return _over(data, _DTYPES[dtype], torch.Size(shape), start)
+
+
+def _over(view: memoryview, dtype: torch.dtype, shape: torch.Size, offset: int) -> torch.Tensor:
+    """A tensor over the bytes of ``view`` from ``offset`` on."""
+    count = math.prod(shape)
+    if count == 0:
+        return torch.empty(shape, dtype=dtype)  # torch makes none over no bytes
+    return torch.frombuffer(view, dtype=dtype, count=count, offset=offset).view(shape)

@@ -15,6 +15,7 @@ from mizzle.blocks.arena import MappedRegion
 from mizzle.blocks.bridge import _error, rank_list
 from mizzle.blocks.frames import ANSWER, ERROR, MAX_FRAME_BYTES, PREFIX, Reader, Request, Writer
 from mizzle.blocks.ids import HEADER_BYTES, BlockId, DType, Header, Kind
+from mizzle.blocks.residence import Order, OrderKind, read_order
 from mizzle.blocks.store import Span
 from mizzle.blocks.transfer import _range
 from mizzle.errors import BridgeError, PeerLost
@@ -65,6 +66,8 @@ FRAMES: dict[str, Callable[[], bytes]] = {
     ),
     "drop": lambda: Writer().number("QH", 12, 4).frame(Request.DROP, SILENT | 7),
     "cancel": lambda: Writer().number("I", 6).frame(Request.CANCEL, SILENT | 8),
+    "serve": lambda: Writer().number("IQi", 4711, 3, -1).blob(b"outcome").frame(Request.SERVE, 9),
+    "hire": lambda: Writer().text(RUN).number("IBI", 3, 1, 60000).blob(b"how").frame(Request.HIRE, 10),
 }
 
 
@@ -99,6 +102,11 @@ def test_answers_are_read_as_the_golden_files_have_them() -> None:
     )  # fmt: skip
     fetched = body("fetch_answer", Request.FETCH | ANSWER, 6)
     assert (Header.unpack(fetched.raw(HEADER_BYTES)), fetched.blob()) == (SMALL, b"meta")
+    order = read_order(body("serve_answer", Request.SERVE | ANSWER, 9))
+    assert order == Order(2**64 - 1, OrderKind.GROUP, "r", 3, b"do")
+    ready = body("hire_answer", Request.HIRE | ANSWER, 10)
+    assert (ready.number("B"), ready.blob()) == (1, b"ready")
+    assert body("hire_answer_nobody", Request.HIRE | ANSWER, 10).number("B") == 0
     error = _error(body("error_peer_lost", ERROR, 6))
     assert isinstance(error, PeerLost)
     assert (error.rank, error.why) == (3, "gone: é")

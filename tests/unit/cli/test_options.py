@@ -12,6 +12,7 @@ from typer.testing import CliRunner, Result
 
 from mizzle.cli import app as entry
 from mizzle.cli import bench as bench_command
+from mizzle.cli.listed import listed
 from mizzle.cli.output import check_writable, write_json
 from mizzle.errors import ConfigError, PeerLost
 from mizzle.spark.bench import BenchPlan, Contender, System
@@ -80,7 +81,7 @@ def test_bench_runs_one_executor_a_worker_with_room_for_the_largest_size(monkeyp
 
 
 def test_items_of_a_list_are_trimmed_and_taken_once() -> None:
-    assert bench_command.listed(" shm, blocks,shm,, ") == ["shm", "blocks"]
+    assert listed(" shm, blocks,shm,, ") == ["shm", "blocks"]
 
 
 def test_an_error_of_mizzle_is_one_message_and_exit_code_1(

@@ -18,7 +18,8 @@ from mizzle.blocks.ids import BlockId, DType, Kind
 from mizzle.blocks.store import BlockStore, Fetched, Pending, Region, Span
 from mizzle.collectives import Communicator
 from mizzle.collectives.arrays import Array
-from mizzle.collectives.communicator import EAGER_BYTES, OPS_PER_ITERATION
+from mizzle.collectives.communicator import OPS_PER_ITERATION
+from mizzle.collectives.small import EAGER_BYTES
 from mizzle.errors import ConfigError, PeerLost
 
 FLOATS = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
@@ -268,6 +269,7 @@ class Trailing:
     def __init__(self, inner: BlockStore, put_by_first: dict[int, threading.Event]) -> None:
         self.inner, self.run, self.generation = inner, inner.run, inner.generation
         self.rank, self.size, self.put_by_first = inner.rank, inner.size, put_by_first
+        self.board = inner.board
 
     def region(self, name: str, num_bytes: int) -> Region:
         return self.inner.region(name, num_bytes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,14 @@ from torch import nn
 from harness import run_ranks
 from mizzle.blocks.store import BlockStore
 from mizzle.collectives.exchange import Exchange, ExchangeLayout
+from mizzle.training.evaluate import Evaluation
 from mizzle.training.flat import FlatParameters
 from mizzle.training.groups import OptimizerFactory, groups_of
 from mizzle.training.order import EpochOrder
 from mizzle.training.rank import RankTrainer
 from mizzle.training.schedule import HyperSchedule, SchedulerFactory
 from mizzle.training.spec import IterationMetrics, IterationPlan, TrainingSpec
+from mizzle.training.stopping import EarlyStopping, StoppingState
 
 NUM_SHARDS = 4
 PLACEMENTS = {
@@ -61,6 +63,7 @@ class Training:
     scheduler: SchedulerFactory | None = None
     loss: Callable[[Any, Any], torch.Tensor] = nn.functional.cross_entropy
     options: Mapping[str, Any] = field(default_factory=dict)
+    validation: Rows | None = None
 
     def fresh_model(self) -> nn.Module:
         with torch.random.fork_rng(devices=[]):
@@ -71,7 +74,7 @@ class Training:
         return EpochOrder(self.data.num_rows, NUM_SHARDS, self.batch_size, seed=7)
 
     def shards(self) -> list[Rows]:
-        return [Rows(self.data.inputs[s::NUM_SHARDS], self.data.targets[s::NUM_SHARDS]) for s in range(NUM_SHARDS)]
+        return dealt(self.data)
 
     def spec(self, model: nn.Module) -> TrainingSpec:
         groups = groups_of(model, self.groups(model)) if self.groups is not None else None
@@ -88,6 +91,32 @@ class Training:
         return [IterationPlan(i, i // per_epoch, i % per_epoch, hyper[i]) for i in range(start, start + count)]
 
 
+def dealt(rows: Rows) -> list[Rows]:
+    """Row g lies in shard g % V."""
+    return [Rows(rows.inputs[s::NUM_SHARDS], rows.targets[s::NUM_SHARDS]) for s in range(NUM_SHARDS)]
+
+
+@dataclass(frozen=True)
+class Grouping:
+    """How a training is cut: into groups, at evaluations, and where it ends early."""
+
+    size: int
+    evaluate_every: int | None = None
+    stopping: EarlyStopping | None = None
+
+    def groups(self, plans: Sequence[IterationPlan]) -> Iterator[list[IterationPlan]]:
+        """At most ``size`` iterations each, never across an evaluation."""
+        group: list[IterationPlan] = []
+        for plan in plans:
+            group.append(plan)
+            if len(group) == self.size or self.evaluates(plan) or plan is plans[-1]:
+                yield group
+                group = []
+
+    def evaluates(self, plan: IterationPlan) -> bool:
+        return self.evaluate_every is not None and (plan.iteration + 1) % self.evaluate_every == 0
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What one rank ended with."""
@@ -96,6 +125,8 @@ class Outcome:
     model: dict[str, torch.Tensor]
     weights: torch.Tensor
     state: bytes
+    evaluations: list[Evaluation] = field(default_factory=list)
+    log: bytes = b""
 
     @property
     def losses(self) -> list[float]:
@@ -107,8 +138,9 @@ def rank_of(
     placement: Sequence[Sequence[int]],
     plans: Sequence[IterationPlan],
     states: Sequence[bytes] | None = None,
+    grouping: Grouping | None = None,
 ) -> Callable[[BlockStore], Outcome]:
-    """What one rank does, for `run_ranks`: from ``states`` (into new memory) where given."""
+    """What one rank does, for `run_ranks`: from ``states`` (into new memory) where given; one group by default."""
     guard = threading.Lock()
 
     def rank_main(store: BlockStore) -> Outcome:
@@ -124,10 +156,33 @@ def rank_of(
         trainer = RankTrainer(spec, model, exchange, held, state=state, guard=guard)
         if states is not None:
             trainer.gather_weights(plans[0].iteration)
-        metrics = trainer.run(plans)
-        return Outcome(metrics, trainer.model_state(), exchange.weights.clone(), trainer.save_state())
+        validation = dealt(training.validation) if training.validation is not None else []
+        metrics, evaluations = run_grouped(
+            trainer, plans, grouping or Grouping(len(plans)),
+            {shard: rows for shard, rows in enumerate(validation) if shard in placement[store.rank]},
+        )  # fmt: skip
+        return Outcome(
+            metrics, trainer.model_state(), exchange.weights.clone(), trainer.save_state(), evaluations,
+            trainer.log.pack(),
+        )  # fmt: skip
 
     return rank_main
+
+
+def run_grouped(
+    trainer: RankTrainer, plans: Sequence[IterationPlan], grouping: Grouping, validation: Mapping[int, Rows]
+) -> tuple[list[IterationMetrics], list[Evaluation]]:
+    """The groups of a run on one rank that lives through all of them."""
+    metrics: list[IterationMetrics] = []
+    evaluations: list[Evaluation] = []
+    stopping = StoppingState(grouping.stopping) if grouping.stopping is not None else None
+    for group in grouping.groups(plans):
+        metrics += trainer.run(group)
+        if grouping.evaluates(group[-1]):
+            evaluations.append(trainer.evaluate(group[-1], validation))
+            if stopping is not None and stopping.observe(stopping.rule.value(evaluations[-1])):
+                break
+    return metrics, evaluations
 
 
 def train(
@@ -135,9 +190,10 @@ def train(
     placement: Sequence[Sequence[int]],
     plans: Sequence[IterationPlan],
     states: Sequence[bytes] | None = None,
+    grouping: Grouping | None = None,
 ) -> list[Outcome]:
     """Train with one rank per entry of ``placement``; what each ended with."""
-    return run_ranks(len(placement), rank_of(training, placement, plans, states))
+    return run_ranks(len(placement), rank_of(training, placement, plans, states, grouping))
 
 
 def plain(
@@ -173,6 +229,8 @@ def assert_same_bits(outcomes: Sequence[Outcome], reference: Outcome) -> None:
     """Losses and models are equal bit for bit."""
     for outcome in outcomes:
         assert outcome.losses == reference.losses
+        assert outcome.log == reference.log
+        assert repr(outcome.evaluations) == repr(reference.evaluations)
         assert outcome.model.keys() == reference.model.keys()
         for name, value in outcome.model.items():
             assert torch.equal(value, reference.model[name]), name

@@ -4,7 +4,7 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mizzle.collectives.slices import ALIGNMENT, slices
@@ -26,6 +26,7 @@ def norm_over(vector: torch.Tensor, num_ranks: int) -> tuple[float, list[bytes]]
     return global_norm(messages, len(vector)), messages
 
 
+@settings(deadline=None)
 @given(st.integers(1, 70), st.integers(1, 80), st.integers(0, 1000))
 def test_norm_has_the_same_bits_for_every_number_of_ranks(num_chunks: int, num_ranks: int, seed: int) -> None:
     vector = spread(num_chunks, seed)
@@ -35,6 +36,7 @@ def test_norm_has_the_same_bits_for_every_number_of_ranks(num_chunks: int, num_r
     assert alone == pytest.approx(float(vector.double().norm()), rel=1e-13)
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(0, 1000))
 def test_a_chunk_has_the_same_bits_whatever_stands_beside_it(num_chunks: int, seed: int) -> None:
     vector = spread(num_chunks, seed)

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -63,6 +63,7 @@ def tree_sum(node: Node, values: dict[int, torch.Tensor]) -> torch.Tensor | None
     return left + right if left is not None and right is not None else right if left is None else left
 
 
+@settings(deadline=None)
 @given(st.integers(0, 5), st.lists(st.booleans(), min_size=1, max_size=17), st.integers(0, 999))
 def test_shards_of_a_node_are_added_in_tree_order(lo: int, present: list[bool], seed: int) -> None:
     stream = torch.Generator().manual_seed(seed)
@@ -108,6 +109,7 @@ REPORTS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(REPORTS)
 def test_reports_come_back_as_they_were(report: RankReport) -> None:
     assert RankReport.unpack(report.pack()) == report

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mizzle.errors import ConfigError
@@ -17,6 +17,7 @@ ORDERS = st.builds(
 )
 
 
+@settings(deadline=None)
 @given(ORDERS, st.integers(0, 3))
 def test_every_row_comes_once_per_epoch(order: EpochOrder, epoch: int) -> None:
     for shard in range(order.num_shards):
@@ -25,6 +26,7 @@ def test_every_row_comes_once_per_epoch(order: EpochOrder, epoch: int) -> None:
     assert sum(order.shard_rows(shard) for shard in range(order.num_shards)) == order.num_rows_total
 
 
+@settings(deadline=None)
 @given(ORDERS)
 def test_every_iteration_but_the_last_has_exactly_the_batch_size(order: EpochOrder) -> None:
     totals = [
@@ -35,6 +37,7 @@ def test_every_iteration_but_the_last_has_exactly_the_batch_size(order: EpochOrd
     assert 1 <= totals[-1] <= order.global_batch_size
 
 
+@settings(deadline=None)
 @given(ORDERS)
 def test_shards_share_an_iteration_evenly(order: EpochOrder) -> None:
     for t in range(order.iterations_per_epoch):

@@ -11,12 +11,26 @@ from mizzle.collectives.exchange import Exchange, ExchangeLayout
 from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError, DataError, ModelError
 from mizzle.training.flat import FlatParameters
+from mizzle.training.loss_log import LossLog
 from mizzle.training.rank import RankTrainer
-from unit.training.runs import PLACEMENTS, Mlp, Training, digits, train
+from unit.training.runs import PLACEMENTS, Mlp, Rows, Training, digits, train
 
 
 def sgd(groups: Any) -> torch.optim.Optimizer:
     return torch.optim.SGD(groups, lr=0.1)
+
+
+def adam(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.Adam(groups, lr=3e-3)
+
+
+def rank_trainer(training: Training, store: Any) -> RankTrainer:
+    """The only rank of a training."""
+    model = training.fresh_model()
+    spec = training.spec(model)
+    layout = ExchangeLayout(FlatParameters(model, spec.groups).num_elements, 4, PLACEMENTS[1])
+    exchange = Exchange(store, layout, wire=Wire.FP32, timeout_s=5.0)
+    return RankTrainer(spec, model, exchange, dict(enumerate(training.shards())))
 
 
 def trainer_with(training: Training, *, elements: int | None = None, **changed: Any) -> RankTrainer:
@@ -60,6 +74,52 @@ def test_a_started_trainer_holds_the_models_own_weights() -> None:
     found = trainer_with(training).model_state()
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[name], value) for name, value in expected.items())
+
+
+def test_a_state_is_kept_in_the_same_memory_at_every_boundary_and_read_from_there() -> None:
+    training = Training(lambda: Mlp(norm=True, dropout=0.2), digits(), adam)
+    plans = training.plans(9)
+    whole = train(training, PLACEMENTS[1], plans)[0]
+
+    def rank_main(store: Any) -> tuple[RankTrainer, set[int]]:
+        trainer = rank_trainer(training, store)
+        region = store.region("state", 1 << 20)
+        lengths = set()
+        for plan in plans[:5]:
+            trainer.run([plan])
+            lengths.add(trainer.state_bytes())
+            assert trainer.save_state_into(region.buffer) == trainer.state_bytes()
+        kept = region.buffer[: trainer.state_bytes()]
+        assert kept == trainer.save_state()
+        trainer.run(plans[5:7])  # lost: the group fails, and is run again from its boundary
+        trainer.load_state(kept)
+        region.buffer[:] = bytes(len(region.buffer))
+        trainer.run(plans[5:])
+        return trainer, lengths
+
+    trainer, lengths = run_ranks(1, rank_main)[0]
+    assert len(lengths) == 1, "another length at every boundary would need new memory"
+    assert trainer.save_state() == whole.state
+    assert trainer.log.losses.tolist() == whole.losses
+
+
+def test_losses_outlive_the_rank_that_saw_them() -> None:
+    training = Training(Mlp, poisoned(), sgd, options={"not_finite": "skip"})
+    plans = training.plans(8)
+    whole = train(training, PLACEMENTS[2], plans)
+    halves = train(training, PLACEMENTS[2], plans[:5])
+    resumed = train(training, PLACEMENTS[2], plans[5:], [half.state for half in halves])
+    assert {outcome.log for outcome in (*whole, *resumed)} == {whole[0].log}
+    log = LossLog.unpack(whole[0].log)
+    assert repr(log.losses.tolist()) == repr(whole[0].losses)
+    assert log.skipped == [one.iteration for one in whole[0].metrics if one.skipped]
+    assert len(log.skipped) == 2
+
+
+def poisoned() -> Rows:
+    rows = digits()
+    rows.inputs[0, 0] = float("nan")
+    return rows
 
 
 def no_mean(output: torch.Tensor, target: torch.Tensor) -> torch.Tensor:

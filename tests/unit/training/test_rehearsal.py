@@ -78,6 +78,25 @@ def test_errors_of_our_own_come_through_as_they_are() -> None:
         rehearse(nn.Linear(2, 3), spec(loss=number), COLUMNS, ROWS)
 
 
+def test_a_metric_or_an_eval_mode_that_fails_is_found_where_there_will_be_an_evaluation() -> None:
+    def topk(output: torch.Tensor, _target: torch.Tensor) -> torch.Tensor:
+        return output.topk(5).values.mean()
+
+    rehearse(nn.Linear(2, 3), spec(metrics={"top": topk}), COLUMNS, ROWS)
+    with pytest.raises(ModelError, match=r"^an evaluation was tried on the driver.*selected index k out of range"):
+        rehearse(nn.Linear(2, 3), spec(metrics={"top": topk}), COLUMNS, ROWS, evaluate=True)
+    with pytest.raises(ModelError, match=r"^an evaluation was tried.*RuntimeError: only in training"):
+        rehearse(OnlyInTraining(2, 3), spec(), COLUMNS, ROWS, evaluate=True)
+    rehearse(nn.Linear(2, 3), spec(metrics={"mean": lambda output, _: output.mean()}), COLUMNS, ROWS, evaluate=True)
+
+
+class OnlyInTraining(nn.Linear):
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if not self.training:
+            raise RuntimeError("only in training")
+        return super().forward(inputs)
+
+
 def test_a_loss_that_is_nan_is_left_to_the_run() -> None:
     def nan(output: torch.Tensor, _target: torch.Tensor) -> torch.Tensor:
         return output.sum() * float("nan")

@@ -13,9 +13,8 @@ from mizzle.errors import ConfigError, ModelError
 from mizzle.training.clipping import ClipByNorm
 from mizzle.training.flat import FlatParameters
 from mizzle.training.groups import groups_of
-from mizzle.training.history import TrainingHistory
 from mizzle.training.schedule import HyperSchedule
-from mizzle.training.spec import IterationMetrics, IterationPlan, TrainingSpec
+from mizzle.training.spec import TrainingSpec
 
 
 def layout() -> FlatParameters:
@@ -60,29 +59,6 @@ def test_a_scheduler_that_waits_for_a_metric_is_refused() -> None:
         HyperSchedule(layout(), adam, lr_scheduler.ReduceLROnPlateau)
 
 
-def metrics(iteration: int, loss: float, rows: int, *, skipped: bool = False) -> IterationMetrics:
-    return IterationMetrics(iteration, loss, rows, 1.0, 0.5, 0.25, skipped)
-
-
-def test_history_gathers_groups_into_epochs_and_times() -> None:
-    history = TrainingHistory()
-    plans = [IterationPlan(0, 0, 0), IterationPlan(1, 0, 1), IterationPlan(2, 1, 0), IterationPlan(3, 1, 1)]
-    seen = [metrics(0, 2.0, 10), metrics(1, 5.0, 5), metrics(2, float("nan"), 10, skipped=True), metrics(3, 1.0, 5)]
-    history.add_group(plans[:3], [seen[:3], seen[:3]], wall_s=6.0)
-    history.add_group(plans[3:], [seen[3:], seen[3:]], wall_s=2.0)
-    assert [(e.epoch, e.rows, e.loss, e.iterations) for e in history.epochs] == [(0, 15, 3.0, 2), (1, 5, 1.0, 2)]
-    assert history.skipped == [2]
-    time = history.time
-    assert (time.compute_s, time.exchange_s, time.update_s, time.scheduling_s) == (4.0, 2.0, 1.0, 1.0)
-    assert json.loads(json.dumps(history.as_dict(), allow_nan=False))["losses"] == [2.0, 5.0, None, 1.0]
-    assert pickle.loads(pickle.dumps(history)).epochs == history.epochs  # noqa: S301 - our own bytes
-
-
-def test_history_refuses_ranks_that_differ() -> None:
-    with pytest.raises(AssertionError, match="ranks differ in iteration 0"):
-        TrainingHistory().add_group([IterationPlan(0, 0, 0)], [[metrics(0, 2.0, 1)], [metrics(0, 2.1, 1)]], 1.0)
-
-
 def spec(**changed: Any) -> TrainingSpec:
     values = {"num_rows": 5, "num_shards": 2, "global_batch_size": 4, **changed}
     return TrainingSpec(loss=nn.functional.mse_loss, optimizer=adam, clipping=ClipByNorm(1.0), **values)
@@ -95,8 +71,28 @@ def test_a_spec_travels_by_pickle() -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [("num_rows", 0), ("num_shards", 0), ("global_batch_size", 0), ("accumulate", 0), ("threads", 0), ("seed", -1),
-     ("not_finite", "ignore")],
+     ("not_finite", "ignore"), ("evaluation_rows", 0), ("metrics", ["accuracy"])],
 )  # fmt: skip
 def test_a_spec_without_meaning_is_refused(field: str, value: object) -> None:
     with pytest.raises(ConfigError, match=field):
         spec(**{field: value})
+
+
+@pytest.mark.parametrize(
+    ("metrics", "message"),
+    [
+        ({"": abs}, "called ''"), ({"loss": abs}, "not 'loss'"), ({"x" * 33: abs}, "at most 32 bytes"),
+        ({"ü" * 17: abs}, "at most 32 bytes"), ({3: abs}, "called 3"), ({"a": 0.5}, "metric 'a' is 0.5"),
+        ({"a": nn.L1Loss}, "metric 'a' is <class"), ({str(n): abs for n in range(17)}, "17 metrics .*at most 16"),
+    ],
+)  # fmt: skip
+def test_a_metric_that_cannot_be_reported_is_refused(metrics: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        spec(metrics=metrics)
+    assert list(spec(metrics={"ü" * 16: abs}).metrics) == ["ü" * 16]
+
+
+def test_rows_of_an_evaluation_are_those_of_a_shard_in_training_unless_given() -> None:
+    assert spec().rows_per_evaluation == 2
+    assert spec(global_batch_size=5).rows_per_evaluation == 3
+    assert spec(evaluation_rows=100).rows_per_evaluation == 100

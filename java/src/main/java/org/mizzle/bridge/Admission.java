@@ -66,6 +66,7 @@ final class Admission {
   byte[] await(Patience patience) throws BridgeException, IOException {
     boolean admitted = false;
     bridge.runs().register(member);
+    bridge.residents().supersede(member.group.run(), member.group.generation());
     try {
       for (int from = 0; from < member.size; from++) {
         hangBells(from);

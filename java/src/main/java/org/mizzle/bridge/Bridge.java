@@ -12,12 +12,9 @@ import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
 import java.security.SecureRandom;
 import java.util.HexFormat;
-import java.util.Set;
-import java.util.TreeSet;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
-import java.util.concurrent.TimeUnit;
 import java.util.concurrent.locks.LockSupport;
 import org.apache.spark.SparkEnv;
 import org.slf4j.Logger;
@@ -33,7 +30,9 @@ final class Bridge implements Closeable {
   private static final Logger LOG = LoggerFactory.getLogger(Bridge.class);
   /** How often it asks the driver which runs have ended; tests have it ask more often. */
   private static final String LEASE_PERIOD = "spark.mizzle.leasePeriod";
-  private static final long READY_PERIOD_MS = 20;
+  /** How long a process without a run is kept for the next one. */
+  private static final String RESIDENT_IDLE = "spark.mizzle.residentIdle";
+  private static final long RESIDENT_GRACE_MS = 5_000;
   /** Workers that may be waiting to be accepted; a group's tasks all come at once. */
   private static final int BACKLOG = 1024;
   private static final long ACCEPT_PAUSE_NS = 100_000_000;
@@ -46,7 +45,6 @@ final class Bridge implements Closeable {
   private final byte[] token = new byte[32];
   private final String hostId;
   private final Path directory;
-  private final ShardFolders folders;
   private final Path card;
   private final ServerSocketChannel server;
   private final ExecutorService workers = Executors.newCachedThreadPool(Threads.daemon("mizzle-session"));
@@ -54,8 +52,9 @@ final class Bridge implements Closeable {
   private final ScheduledExecutorService timer = Threads.scheduler("mizzle-timer");
   /** Removes blocks: never blocks. */
   private final ScheduledExecutorService janitor = Threads.scheduler("mizzle-janitor");
-  /** Asks the driver for leases, and waits for its answers. */
-  private final ScheduledExecutorService leases = Threads.scheduler("mizzle-leases");
+  private final Leases leases;
+  private final Residents residents;
+  private final GroupOrders groupOrders;
   private final Removals removals;
   private final long leasePeriodMs;
 
@@ -72,7 +71,10 @@ final class Bridge implements Closeable {
     directory = Files.createTempDirectory("mizzle-",
         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
     server = ServerSocketChannel.open(StandardProtocolFamily.UNIX);
-    folders = new ShardFolders(blocks.localDirectories());
+    leases = new Leases(this, new ShardFolders(blocks.localDirectories()));
+    residents = new Residents(timer, env.conf().getTimeAsMs(RESIDENT_IDLE, "60s"),
+        RESIDENT_GRACE_MS, leases::renewNow);
+    groupOrders = new GroupOrders(residents, this::abort);
     card = blocks.localDirectories()[0].toPath().resolve("mizzle.bridge");
   }
 
@@ -85,9 +87,7 @@ final class Bridge implements Closeable {
         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
     Files.writeString(card, socket + "\n" + HexFormat.of().formatHex(token) + "\n");
     workers.execute(this::acceptAll);
-    leases.execute(this::hello);
-    leases.scheduleWithFixedDelay(
-        this::renewLeases, leasePeriodMs, leasePeriodMs, TimeUnit.MILLISECONDS);
+    leases.start(leasePeriodMs);
   }
 
   private void acceptAll() {
@@ -105,30 +105,12 @@ final class Bridge implements Closeable {
     }
   }
 
-  private void hello() {
-    if (!blocks.isReady()) {
-      leases.schedule(this::hello, READY_PERIOD_MS, TimeUnit.MILLISECONDS);
-      return;
-    }
-    try {
-      driver.hello(blocks.executorId(), "host=" + blocks.host() + " port=" + blocks.port()
-          + " pid=" + ProcessHandle.current().pid() + " host_id=" + hostId);
-    } catch (BridgeException e) {
-      LOG.warn("mizzle's bridge could not report to the driver", e);
-    }
-  }
-
-  private void renewLeases() {
-    try {
-      Set<String> known = new TreeSet<>(runs.names());
-      known.addAll(folders.runs());
-      for (String ended : known.isEmpty() ? known : driver.ended(known)) {
-        runs.forget(ended);
-        folders.remove(ended);
-      }
-    } catch (BridgeException | IOException | RuntimeException e) {
-      // Whatever it was: an exception that left this method would end the renewals for good.
-      LOG.warn("mizzle's bridge could not renew its leases", e);
+  /** A resident is to end within its group, and its peers with it. */
+  private void abort(String run, int generation, int rank, String why) {
+    Member member = runs.member(run, generation, rank);
+    if (member != null) {
+      new Farewell(this, member).abort(why);
+      member.halt();
     }
   }
 
@@ -150,6 +132,14 @@ final class Bridge implements Closeable {
 
   Runs runs() {
     return runs;
+  }
+
+  Residents residents() {
+    return residents;
+  }
+
+  GroupOrders groupOrders() {
+    return groupOrders;
   }
 
   Removals removals() {
@@ -182,7 +172,7 @@ final class Bridge implements Closeable {
     } catch (IOException e) {
       LOG.warn("mizzle's bridge left its socket behind in {}", directory, e);
     }
-    leases.shutdownNow();
+    leases.close();
     workers.shutdownNow();
     timer.shutdownNow();
     runs.names().forEach(runs::forget);

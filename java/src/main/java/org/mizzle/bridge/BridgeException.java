@@ -6,7 +6,9 @@ final class BridgeException extends Exception {
 
   /** Codes on the wire; the Python client maps each to one exception class. */
   enum Code {
-    TIMEOUT(1), PEER_LOST(2), CORRUPT(3), FENCED(4), EXISTS(5), NOT_FOUND(6), REFUSED(7), ARENA(8);
+    TIMEOUT(1), PEER_LOST(2), CORRUPT(3), FENCED(4), EXISTS(5), NOT_FOUND(6), REFUSED(7), ARENA(8),
+    /** A resident process has died. */
+    GONE(9);
 
     final int wire;
 

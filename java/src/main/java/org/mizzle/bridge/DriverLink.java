@@ -20,7 +20,8 @@ final class DriverLink {
 
   private byte[] ask(int question, byte[] body) throws BridgeException {
     byte[] message = new Frame.Builder().u8(question).raw(body).body();
-    counters.increment(Counters.Name.DRIVER_ASKS);
+    counters.increment(question == DriverSide.LEASE
+        ? Counters.Name.LEASES : Counters.Name.DRIVER_ASKS);
     try {
       return (byte[]) plugin.ask(message);
     } catch (InterruptedException e) {
@@ -44,6 +45,11 @@ final class DriverLink {
   /** This joiner asks no more: nobody need wait for it. */
   void withdraw(Join join) throws BridgeException {
     ask(DriverSide.WITHDRAW, join.encode());
+  }
+
+  /** Whether that is the run's newest generation of residents and all their executors live. */
+  boolean isWhole(String run, int generation) throws BridgeException {
+    return ask(DriverSide.WHOLE, new Frame.Builder().string(run).u32(generation).body())[0] != 0;
   }
 
   /** Of these runs, those that have ended. */

@@ -1,8 +1,12 @@
 package org.mizzle.bridge;
 
+import com.sun.management.OperatingSystemMXBean;
+import java.lang.management.ManagementFactory;
 import java.nio.ByteBuffer;
+import java.util.HashMap;
 import java.util.HashSet;
 import java.util.LinkedHashMap;
+import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.atomic.LongAdder;
@@ -23,6 +27,7 @@ public final class DriverSide implements DriverPlugin {
   static final int JOIN = 2;
   static final int LEASE = 3;
   static final int WITHDRAW = 4;
+  static final int WHOLE = 5;
 
   /** The one of this application: SparkContext is a singleton, and py4j needs a static way in. */
   private static volatile DriverSide current;
@@ -30,7 +35,12 @@ public final class DriverSide implements DriverPlugin {
   private final Rendezvous rendezvous = new Rendezvous(() -> System.nanoTime() / 1_000_000);
   /** By executor; of those that Spark has not removed. */
   private final Map<String, String> bridges = new LinkedHashMap<>();
+  /** By run, where the ranks of its newest generation of residents are; guarded by bridges. */
+  private final Map<String, Generation> generations = new HashMap<>();
   private final LongAdder messages = new LongAdder();
+  private final LongAdder leases = new LongAdder();
+
+  private record Generation(int number, List<String> executorIds) {}
 
   /** The driver's half of the running application, or null when the plugin was not loaded. */
   public static DriverSide current() {
@@ -58,9 +68,9 @@ public final class DriverSide implements DriverPlugin {
 
   @Override
   public Object receive(Object message) {
-    messages.increment();
     ByteBuffer bytes = ByteBuffer.wrap((byte[]) message);
     int question = bytes.get();
+    (question == LEASE ? leases : messages).increment();
     ByteBuffer body = bytes.slice();
     switch (question) {
       case HELLO:
@@ -72,6 +82,8 @@ public final class DriverSide implements DriverPlugin {
         return new byte[0];
       case LEASE:
         return lease(new Frame(question, 0, body));
+      case WHOLE:
+        return whole(new Frame(question, 0, body));
       default:
         throw new IllegalArgumentException("no question number " + question);
     }
@@ -82,6 +94,15 @@ public final class DriverSide implements DriverPlugin {
       bridges.put(in.string(), in.string());
     }
     return new byte[0];
+  }
+
+  private byte[] whole(Frame in) {
+    synchronized (bridges) {
+      Generation newest = generations.get(in.string());
+      boolean isWhole = newest != null && newest.number == in.body.getInt()
+          && bridges.keySet().containsAll(newest.executorIds);
+      return new byte[] {(byte) (isWhole ? 1 : 0)};
+    }
   }
 
   private byte[] lease(Frame in) {
@@ -104,6 +125,16 @@ public final class DriverSide implements DriverPlugin {
   /** Within a second every bridge drops all that it holds of this run. */
   public void end(String run) {
     rendezvous.end(run);
+    synchronized (bridges) {
+      generations.remove(run);
+    }
+  }
+
+  /** From now on groups of this generation may be run, in these executors. */
+  void expect(String run, int generation, List<String> executorIds) {
+    synchronized (bridges) {
+      generations.put(run, new Generation(generation, List.copyOf(executorIds)));
+    }
   }
 
   /** One line a living executor whose bridge has reported: "executor id TAB description". */
@@ -114,9 +145,20 @@ public final class DriverSide implements DriverPlugin {
     }
   }
 
-  /** How many questions the bridges have asked so far. */
+  /** How many questions the bridges have asked so far, those for leases left out. */
   public long messages() {
     return messages.sum();
+  }
+
+  /** How often the bridges have asked which runs have ended: once a second each, if they hold any. */
+  public long leases() {
+    return leases.sum();
+  }
+
+  /** CPU time of the driver's JVM so far, in nanoseconds; -1 where the platform does not tell. */
+  public long cpuNs() {
+    return ManagementFactory.getOperatingSystemMXBean() instanceof OperatingSystemMXBean system
+        ? system.getProcessCpuTime() : -1;
   }
 
   @Override

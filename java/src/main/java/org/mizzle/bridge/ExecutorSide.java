@@ -9,13 +9,22 @@ import org.apache.spark.api.plugin.PluginContext;
 
 /** Starts and stops the bridge with its executor. */
 public final class ExecutorSide implements ExecutorPlugin {
+  /** The one of this JVM: Spark has one executor a process, and its tasks need a static way in. */
+  private static volatile Bridge current;
+
   private Bridge bridge;
+
+  /** The bridge of the executor that the calling task runs in, or null when there is none. */
+  static Bridge current() {
+    return current;
+  }
 
   @Override
   public void init(PluginContext plugin, Map<String, String> extraConf) {
     try {
       bridge = new Bridge(SparkEnv.get(), new DriverLink(plugin));
       bridge.start();
+      current = bridge;
     } catch (IOException e) {
       throw new UncheckedIOException("mizzle's bridge could not start", e);
     }
@@ -24,6 +33,7 @@ public final class ExecutorSide implements ExecutorPlugin {
   @Override
   public void shutdown() {
     if (bridge != null) {
+      current = null;
       bridge.close();
     }
   }

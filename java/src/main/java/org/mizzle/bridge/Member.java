@@ -118,6 +118,13 @@ final class Member {
     shelf.close();
   }
 
+  /** Tells the worker, where it watches for that, that nothing of this group is wanted any more. */
+  synchronized void halt() {
+    if (!left) {
+      arena.noteFence(group.generation() + 1);
+    }
+  }
+
   /**
    * The rank does no more: it has done its part, or gave up. Its blocks stay, and its arena belongs
    * to whoever claims it next: after this nothing is written to it.

@@ -84,7 +84,10 @@ final class Rank {
   }
 
   Frame.Builder fence(Frame frame) {
-    bridge.runs().fence(frame.string(), frame.body.getInt());
+    String run = frame.string();
+    int generation = frame.body.getInt();
+    bridge.runs().fence(run, generation);
+    bridge.residents().supersede(run, generation);
     return new Frame.Builder();
   }
 

@@ -87,6 +87,18 @@ final class Runs {
     }
   }
 
+  /** The rank of that generation in this executor that was admitted last, or null. */
+  synchronized Member member(String name, int generation, int rank) {
+    Run run = runs.get(name);
+    Member last = null;
+    for (Member member : run == null ? List.<Member>of() : run.members) {
+      if (member.group.generation() == generation && member.rank() == rank) {
+        last = member;
+      }
+    }
+    return last;
+  }
+
   /** A rank was not admitted, or not connected: nothing of it stays. */
   void dismiss(Member member, String why) {
     synchronized (this) {

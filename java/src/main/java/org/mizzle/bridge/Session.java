@@ -31,6 +31,8 @@ final class Session implements Runnable {
   static final int COUNTERS = 12;
   static final int COUNT_BLOCKS = 13;
   static final int CANCEL = 14;
+  static final int SERVE = 15;
+  static final int HIRE = 16;
   static final int ANSWER = 0x80;
   static final int ERROR = 0xFF;
   private static final Logger LOG = LoggerFactory.getLogger(Session.class);
@@ -38,6 +40,7 @@ final class Session implements Runnable {
   private final Bridge bridge;
   private final SocketChannel channel;
   private final Rank rank;
+  private final Staffing staffing;
   private Wire wire;
   private boolean trusted;
 
@@ -45,6 +48,7 @@ final class Session implements Runnable {
     this.bridge = bridge;
     this.channel = channel;
     this.rank = new Rank(bridge);
+    this.staffing = new Staffing(bridge, new Line());
   }
 
   @Override
@@ -58,6 +62,7 @@ final class Session implements Runnable {
     } catch (IOException e) {
       LOG.debug("a worker's connection broke", e);
     } finally {
+      staffing.gone();
       rank.gone();
     }
   }
@@ -120,6 +125,8 @@ final class Session implements Runnable {
       case COUNTERS -> answer(frame, counters());
       case COUNT_BLOCKS ->
           answer(frame, new Frame.Builder().u64(bridge.blocks().count(frame.string())));
+      case SERVE -> staffing.serve(frame);
+      case HIRE -> staffing.hire(frame);
       default -> throw new IllegalArgumentException("unknown type");
     }
   }
@@ -140,12 +147,29 @@ final class Session implements Runnable {
     wire.send(error(tag, e));
   }
 
-  private static ByteBuffer error(int tag, BridgeException e) {
+  static ByteBuffer error(int tag, BridgeException e) {
     return new Frame.Builder().u8(e.code.wire).u32(e.rank).string(e.getMessage())
         .frame(ERROR, tag);
   }
 
-  /** Sends a fetch's outcome; when the worker is gone there is nobody to tell. */
+  /** For answers that come from other threads; when the worker is gone there is nobody to tell. */
+  private final class Line implements Staffing.Line {
+    @Override
+    public void send(ByteBuffer frame) {
+      try {
+        wire.send(frame);
+      } catch (IOException e) {
+        LOG.debug("the worker that asked is gone", e);
+      }
+    }
+
+    @Override
+    public void close() {
+      wire.abandon();
+    }
+  }
+
+  /** Sends a fetch's outcome. */
   private final class Answer implements Fetch.Asker {
     private final int tag;
 
@@ -155,20 +179,13 @@ final class Session implements Runnable {
 
     @Override
     public void answer(Header header, byte[] meta) {
-      send(new Frame.Builder().raw(header.bytes()).blob(meta).frame(FETCH | ANSWER, tag));
+      new Line().send(
+          new Frame.Builder().raw(header.bytes()).blob(meta).frame(FETCH | ANSWER, tag));
     }
 
     @Override
     public void answer(BridgeException e) {
-      send(error(tag, e));
-    }
-
-    private void send(ByteBuffer frame) {
-      try {
-        wire.send(frame);
-      } catch (IOException e) {
-        LOG.debug("the worker that asked is gone", e);
-      }
+      new Line().send(error(tag, e));
     }
   }
 }

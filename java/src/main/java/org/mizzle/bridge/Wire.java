@@ -13,6 +13,8 @@ import java.nio.channels.Selector;
 import java.nio.channels.SocketChannel;
 import java.util.ArrayDeque;
 import java.util.Deque;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * Frames to and from one worker. Its session's thread reads, any thread may send, and sending never
@@ -22,6 +24,7 @@ import java.util.Deque;
 final class Wire implements Closeable {
   private static final int FIRST_BYTES = 1 << 16;
   private static final long MAX_WAITING_BYTES = 64L << 20;
+  private static final Logger LOG = LoggerFactory.getLogger(Wire.class);
 
   private final SocketChannel channel;
   private final Selector selector;
@@ -92,8 +95,7 @@ final class Wire implements Closeable {
         return;
       }
       if (outBytes > MAX_WAITING_BYTES) {
-        channel.close();
-        selector.wakeup();
+        abandon();
         throw new IOException("the worker does not read its answers");
       }
     }
@@ -116,6 +118,16 @@ final class Wire implements Closeable {
         throw new ClosedChannelException();
       }
     }
+  }
+
+  /** Ends the connection for whoever reads it; any thread may call. */
+  void abandon() {
+    try {
+      channel.close();
+    } catch (IOException e) {
+      LOG.debug("a connection did not close", e);
+    }
+    selector.wakeup();
   }
 
   @Override

@@ -9,6 +9,7 @@ import java.io.IOException;
 import java.nio.BufferUnderflowException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.nio.charset.StandardCharsets;
 import java.util.Arrays;
 import java.util.List;
 
@@ -53,12 +54,36 @@ final class FrameTest {
     equal(0, join.body.remaining());
   }
 
+  void residentsRequestsAreReadAsTheGoldenFilesHaveThem() throws IOException {
+    Frame serve = frame("serve");
+    equal(Session.SERVE, serve.type);
+    equal(4711, serve.body.getInt());
+    equal(3L, serve.body.getLong());
+    equal(-1, serve.body.getInt());
+    equal("outcome", serve.string());
+    Frame hire = frame("hire");
+    equal(Session.HIRE, hire.type);
+    equal(32, hire.string().length());
+    equal(3, hire.body.getInt());
+    equal(1, (int) hire.body.get());
+    equal(60000, hire.body.getInt());
+    equal("how", hire.string());
+  }
+
+  void ordersAndHiresAreAnsweredAsTheGoldenFiles() throws IOException {
+    equal(golden("serve_answer"), bytes(Staffing.answer(
+        new Order(-1, Order.GROUP, "r", 3, "do".getBytes(StandardCharsets.UTF_8), 0, 0), 9)));
+    equal(golden("hire_answer"),
+        bytes(Staffing.answer("ready".getBytes(StandardCharsets.UTF_8), 10)));
+    equal(golden("hire_answer_nobody"), bytes(Staffing.answer((byte[]) null, 10)));
+  }
+
   void aPutIsReadAsTheGoldenFileHasIt() throws IOException {
     Frame put = frame("put");
     equal(Session.PUT, put.type);
     equal(1 << 31 | 5, put.tag);
     equal(Arrays.copyOf(golden("block_small"), 64), put.bytes(64));
-    equal("meta", new String(put.blob(), java.nio.charset.StandardCharsets.US_ASCII));
+    equal("meta", new String(put.blob(), StandardCharsets.US_ASCII));
     equal(1, (int) put.body.get());
     equal(9, put.body.getInt());
     equal(128L, put.body.getLong());

@@ -1,0 +1,77 @@
+package org.mizzle.bridge;
+
+import java.io.Closeable;
+import java.io.IOException;
+import java.util.Set;
+import java.util.TreeSet;
+import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.TimeUnit;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
+
+/**
+ * Asks the driver again and again which runs have ended, and lets go of all that this executor holds
+ * of them. Before that it tells the driver that the bridge is there. It has the one thread that waits
+ * for the driver's answers.
+ */
+final class Leases implements Closeable {
+  private static final Logger LOG = LoggerFactory.getLogger(Leases.class);
+  private static final long READY_PERIOD_MS = 20;
+
+  private final Bridge bridge;
+  private final ShardFolders folders;
+  private final ScheduledExecutorService thread = Threads.scheduler("mizzle-leases");
+
+  Leases(Bridge bridge, ShardFolders folders) {
+    this.bridge = bridge;
+    this.folders = folders;
+  }
+
+  void start(long periodMs) {
+    thread.execute(this::hello);
+    thread.scheduleWithFixedDelay(this::renew, periodMs, periodMs, TimeUnit.MILLISECONDS);
+  }
+
+  /** Out of turn; returns at once, {@link Hires#leasesAreFresh} is called in any case. */
+  void renewNow() {
+    thread.execute(() -> {
+      renew();
+      bridge.residents().hires().leasesAreFresh();
+    });
+  }
+
+  private void hello() {
+    Blocks blocks = bridge.blocks();
+    if (!blocks.isReady()) {
+      thread.schedule(this::hello, READY_PERIOD_MS, TimeUnit.MILLISECONDS);
+      return;
+    }
+    try {
+      bridge.driver().hello(blocks.executorId(), "host=" + blocks.host() + " port=" + blocks.port()
+          + " pid=" + ProcessHandle.current().pid() + " host_id=" + bridge.hostId());
+    } catch (BridgeException e) {
+      LOG.warn("mizzle's bridge could not report to the driver", e);
+    }
+  }
+
+  private void renew() {
+    try {
+      Set<String> known = new TreeSet<>(bridge.runs().names());
+      known.addAll(folders.runs());
+      known.addAll(bridge.residents().runs());
+      for (String ended : known.isEmpty() ? known : bridge.driver().ended(known)) {
+        bridge.runs().forget(ended);
+        bridge.residents().end(ended);
+        folders.remove(ended);
+      }
+    } catch (BridgeException | IOException | RuntimeException e) {
+      // Whatever it was: an exception that left this method would end the renewals for good.
+      LOG.warn("mizzle's bridge could not renew its leases", e);
+    }
+  }
+
+  @Override
+  public void close() {
+    thread.shutdownNow();
+  }
+}

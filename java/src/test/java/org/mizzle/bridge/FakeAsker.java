@@ -1,0 +1,25 @@
+package org.mizzle.bridge;
+
+import java.nio.charset.StandardCharsets;
+import java.util.concurrent.BlockingQueue;
+import java.util.concurrent.LinkedBlockingQueue;
+import java.util.concurrent.TimeUnit;
+
+/** Who hires: sees what it is told, as text. */
+final class FakeAsker implements Hire.Asker {
+  final BlockingQueue<String> heard = new LinkedBlockingQueue<>();
+
+  @Override
+  public void answer(byte[] outcome) {
+    heard.add(outcome == null ? "nobody" : new String(outcome, StandardCharsets.UTF_8));
+  }
+
+  @Override
+  public void answer(BridgeException error) {
+    heard.add(error.code + " " + error.getMessage());
+  }
+
+  String next() throws InterruptedException {
+    return heard.poll(FakeResident.SOON_S, TimeUnit.SECONDS);
+  }
+}

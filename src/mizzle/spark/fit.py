@@ -1,0 +1,116 @@
+"""One fit under way, seen from the driver: deal the rows, settle the ranks, play group after group, fetch the model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import safetensors.torch
+import torch
+from pyspark import SparkContext, cloudpickle
+
+from mizzle.config import RunConfig
+from mizzle.scheduling.plan import EPOCH_END, Group, Triggers
+from mizzle.scheduling.tuner import TunerConfig, sizer_for
+from mizzle.spark.course import play
+from mizzle.spark.data import shard_dataframe
+from mizzle.spark.driver import DriverSide
+from mizzle.spark.placement import here
+from mizzle.spark.progress import TrainingProgress
+from mizzle.spark.runner import GroupRunner
+from mizzle.spark.train_task import Finished, FinishOrder, TrainOrder, TrainWork
+from mizzle.spark.validate import CheckedFrame
+from mizzle.training.group_metrics import GroupMetrics
+from mizzle.training.history import TrainingHistory
+from mizzle.training.loss_log import LossLog
+from mizzle.training.schedule import HyperSchedule
+from mizzle.training.spec import TrainingSpec
+from mizzle.training.stopping import EarlyStopping, StoppingState
+
+
+@dataclass(frozen=True, slots=True)
+class FitPlan:
+    """All that is settled before anything starts.
+
+    Attributes:
+        spec: of the training, on its rows and shards.
+        packed: initial model, spec and columns, pickled together.
+        rows: the training rows.
+        held_out: the validation rows, or None.
+        shards_of_rank: by rank.
+        triggers: where groups end.
+        layout: of the run.
+        stop: when to stop early, or None.
+    """
+
+    spec: TrainingSpec
+    packed: bytes
+    rows: CheckedFrame
+    held_out: CheckedFrame | None
+    shards_of_rank: tuple[tuple[int, ...], ...]
+    triggers: Triggers
+    layout: RunConfig
+    stop: EarlyStopping | None
+
+    def validates(self, group: Group) -> bool:
+        """Whether the validation rows are evaluated behind a group."""
+        fired = self.triggers.fires(group.stop)
+        # Without a period of its own, validation comes with every epoch.
+        return self.held_out is not None and any(name != EPOCH_END or not self.triggers.every for name in fired)
+
+
+def run_fit(
+    context: SparkContext, driver: DriverSide, run: str, plan: FitPlan, schedule: HyperSchedule,
+    progress: TrainingProgress,
+) -> tuple[dict[str, torch.Tensor], TrainingHistory]:  # fmt: skip
+    """Train.
+
+    Args:
+        context: the driver's Spark context.
+        driver: its half of the plugin.
+        run: the run's id, begun.
+        plan: of the fit.
+        schedule: at its start.
+        progress: is shown every group.
+
+    Returns:
+        The trained model's ``state_dict()``, and the history.
+    """
+    work, executors = _deal(run, plan)
+    size = len(plan.shards_of_rank)
+    history, stopping = TrainingHistory(), plan.stop and StoppingState(plan.stop)
+    sizer = sizer_for(plan.layout.group_size, TunerConfig(max_group_s=plan.layout.max_group_s))
+
+    def order_of(group: Group) -> TrainOrder:
+        return TrainOrder(group, tuple(schedule.ahead(group.size)), evaluate=plan.validates(group))
+
+    pickled: bytes = cloudpickle.dumps(work)  # type: ignore[no-untyped-call]
+    with GroupRunner(context, driver, run, plan.layout, pickled, size=size, executors=executors) as runner:
+        for played in play(runner, plan.triggers, sizer, order_of, GroupMetrics.unpack, run):
+            history.add_group(played.record, played.metrics)
+            progress.update(history, played.record.rows, played.record.wall_s)
+            evaluation = played.metrics[0].evaluation
+            if stopping and evaluation is not None and stopping.observe(stopping.rule.value(evaluation)):
+                break
+        finished: Finished = runner.order("the trained model", FinishOrder(), history.iterations).results[0]
+        model, log = runner.fetch([(0, finished.model), (0, finished.log)])
+    history.complete(LossLog.unpack(log), plan.spec.order())
+    return safetensors.torch.load(model), history
+
+
+def _deal(run: str, plan: FitPlan) -> tuple[TrainWork, list[str]]:
+    """Deal the rows to the executors' disks; what the ranks are told of it, and where the data of each lies."""
+    num_shards = plan.spec.num_shards
+    infos = shard_dataframe(
+        plan.rows, run=run, num_shards=num_shards, shards_of_rank=plan.shards_of_rank, locate=here
+    )  # fmt: skip
+    held_out = [] if plan.held_out is None else shard_dataframe(
+        plan.held_out, run=run, num_shards=num_shards, shards_of_rank=plan.shards_of_rank, locate=here,
+        name="validation",
+    )  # fmt: skip
+    at = {info.shard: info.executor_id for info in infos}
+    work = TrainWork(
+        plan.packed, plan.shards_of_rank,
+        paths={info.shard: info.path for info in infos},
+        validation={info.shard: info.path for info in held_out},
+    )  # fmt: skip
+    return work, [at[shards[0]] for shards in plan.shards_of_rank]

@@ -1,0 +1,96 @@
+"""What a PySpark task does to make a rank resident: find an idle resident on its executor, or start one, and wait.
+
+A Python task, because only Spark knows the environment that Python runs in here: executable, archives, paths, limits.
+Loads no torch.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from pyspark import Broadcast, cloudpickle
+
+from mizzle.blocks.bridge import BridgeClient
+from mizzle.blocks.deadline import Deadline
+from mizzle.blocks.residence import hire
+from mizzle.spark.orders import JoinTerms, StartOrder
+from mizzle.spark.outcome import Failure, Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Hiring:
+    """One settlement of a run: N ranks are made resident.
+
+    Attributes:
+        terms: of joining.
+        work: the pickled `mizzle.spark.resident.ResidentWork`, sent to each executor once.
+        boundary: iterations that the run has done.
+        with_rows: whether partition i of the job's RDD is for rank i.
+    """
+
+    terms: JoinTerms
+    work: Broadcast[bytes]
+    boundary: int
+    with_rows: bool
+
+    def __call__(self, task: int, rows: Iterable[Any]) -> Iterator[Outcome]:
+        """One task; yields the outcome of the resident's start."""
+        # A task that leaves its input unread costs Spark the Python worker.
+        kept = list(rows)
+        try:
+            yield self._hire(task, kept)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - the outermost frame
+            yield Outcome(task, -1, failure=Failure.of(error))
+
+    def _hire(self, task: int, rows: list[Any]) -> Outcome:
+        terms = self.terms
+        deadline = Deadline.after(terms.timeout_s)
+        with ExitStack() as stack:
+            client = stack.enter_context(BridgeClient.connect(deadline))
+            work = stack.enter_context(_memory(self.work.value))
+            given = None
+            if self.with_rows:
+                pickled: bytes = cloudpickle.dumps(rows)  # type: ignore[no-untyped-call]
+                given = stack.enter_context(_memory(pickled))
+            order = StartOrder(terms, task if self.with_rows else -1, self.boundary, work, given)
+            payload: bytes = cloudpickle.dumps(order)  # type: ignore[no-untyped-call]
+            told = hire(client, terms.run, terms.generation, payload, wait=False, deadline=deadline)
+            if told is None:
+                start_resident()
+                told = hire(client, terms.run, terms.generation, payload, wait=True, deadline=deadline)
+            assert told is not None, "the bridge answered a hire that waits with nobody"
+        outcome: Outcome = cloudpickle.loads(told)
+        return outcome
+
+
+@contextmanager
+def _memory(content: bytes) -> Iterator[str]:
+    """A file in memory that another process of this user can open while the body runs."""
+    file = os.memfd_create("mizzle-order", os.MFD_CLOEXEC)
+    try:
+        with os.fdopen(os.dup(file), "wb") as out:
+            out.write(content)
+        yield f"/proc/{os.getpid()}/fd/{file}"
+    finally:
+        os.close(file)
+
+
+def start_resident() -> None:
+    """Start a resident beside this Python worker, in the worker's environment but in a session of its own.
+
+    So Spark may end the worker, and PySpark's daemon its process group, while the resident lives on.
+    """
+    paths = os.pathsep.join(path for path in sys.path if path)
+    subprocess.Popen(
+        [sys.executable, "-m", "mizzle.spark.resident"],
+        stdin=subprocess.DEVNULL,
+        stdout=sys.stderr.fileno(),  # what a worker writes to standard output is read by Spark
+        env=os.environ | {"PYTHONPATH": paths},
+        start_new_session=True,
+    )

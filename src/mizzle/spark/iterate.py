@@ -1,0 +1,192 @@
+"""Group-scheduled iterations of anything: k-means, logistic regression, power iteration, your own training loop.
+
+The driver speaks once per group of iterations; in between the ranks drive themselves by the collectives they call
+(after Drizzle, Venkataraman et al., SOSP 2017, https://doi.org/10.1145/3132747.3132750).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pyspark import RDD, SparkContext, cloudpickle
+from pyspark.sql import DataFrame, SparkSession
+
+from mizzle.blocks.deadline import Deadline
+from mizzle.config import GroupSize, RunConfig
+from mizzle.errors import ConfigError, TaskFailed
+from mizzle.scheduling.plan import Triggers
+from mizzle.scheduling.tuner import TunerConfig, sizer_for
+from mizzle.spark.course import Played, play
+from mizzle.spark.data import shard_dataframe
+from mizzle.spark.driver import DriverSide, classic_context, default_ranks
+from mizzle.spark.groups import await_ranks, shipped
+from mizzle.spark.placement import here, neighbours
+from mizzle.spark.runner import GroupRunner
+from mizzle.spark.step import FinishSteps, StepContext, StepFunction, StepOrder, StepReport, StepWork
+from mizzle.spark.validate import check_dataframe
+from mizzle.training.columns import Columns
+from mizzle.training.group_metrics import GroupMetrics
+from mizzle.training.history import GroupRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Boundary:
+    """What the driver is told between two groups.
+
+    Attributes:
+        iteration: how many iterations are done.
+        metrics: of the last one, means over ranks.
+        group: how the group behind it was run.
+    """
+
+    iteration: int
+    metrics: Mapping[str, float]
+    group: GroupRecord
+
+
+@dataclass(frozen=True, slots=True)
+class IterationResult:
+    """What `iterate` leaves behind.
+
+    Attributes:
+        values: what ``finish`` returned, by rank; Nones without it.
+        metrics: every metric's series, one value an iteration, means over ranks.
+        iterations: how many were done.
+        groups: how they were scheduled, and where the time went.
+    """
+
+    values: list[Any]
+    metrics: dict[str, list[float]]
+    iterations: int
+    groups: list[GroupRecord]
+
+
+def iterate(
+    data: DataFrame | RDD[Any] | None,
+    step_fn: StepFunction,
+    *,
+    iterations: int,
+    group_size: GroupSize = "auto",
+    state: Any = None,  # noqa: ANN401 - the user's
+    prepare: Callable[[Any], Any] | None = None,
+    finish: Callable[[StepContext, Any], Any] | None = None,
+    on_boundary: Callable[[Boundary], bool | None] | None = None,
+    boundary_every: int | None = None,
+    ranks: int | None = None,
+    run: RunConfig | None = None,
+    spark: SparkSession | None = None,
+) -> IterationResult:
+    """Run ``step_fn(ctx, batch)`` on every rank, iteration after iteration, scheduled in groups.
+
+    Args:
+        data: a DataFrame, dealt evenly (row g to rank g mod N): ``batch`` is a pyarrow.Table, mapped from disk. Or an
+            RDD: the list of elements of this rank's partitions. Or None, with ``spark``: then it is None.
+        step_fn: one iteration on one rank, see `StepContext`; may return metrics, a dict of numbers.
+        iterations: how many, at most.
+        group_size: iterations per Spark job, or "auto": launching jobs takes about 1 % of the time.
+        state: what ``ctx.state`` is at first; or a function ``state(ctx, batch)`` that makes it on each rank.
+        prepare: makes ``batch`` out of the rows, once: ``prepare(table)``, numpy arrays for example.
+        finish: called on every rank at the end, ``finish(ctx, batch)``; what it returns comes back.
+        on_boundary: called on the driver after each group, with a `Boundary`; return True to end the run. With
+            ``boundary_every`` only behind every so many iterations, whatever the group size.
+        boundary_every: groups end behind every so many iterations.
+        ranks: N; None: one per executor (embedded Spark: one per slot).
+        run: transport, deadline and other settings; ``ranks`` and ``group_size`` above win over those in it.
+        spark: the session, where ``data`` is None.
+
+    Raises:
+        ConfigError: an argument is wrong, or there are more ranks than task slots.
+        DataError: a row of the DataFrame has a null, or a number that is not finite.
+        ModelError: a function cannot be sent to the executors.
+        TaskFailed: a function failed; has rank, executor and traceback. mizzle's own errors are raised as they are.
+    """
+    layout = replace(run or RunConfig(), ranks=ranks or (run or RunConfig()).ranks, group_size=group_size)
+    triggers = Triggers(iterations, None, {} if boundary_every is None else {"boundary": boundary_every})
+    functions = shipped((step_fn, state, prepare, finish), "step_fn, state, prepare and finish")
+    return _iterate(_context_of(data, spark), data, functions, layout, triggers, on_boundary)
+
+
+def _iterate(
+    context: SparkContext, data: object, functions: bytes, layout: RunConfig, triggers: Triggers,
+    on_boundary: Callable[[Boundary], bool | None] | None,
+) -> IterationResult:  # fmt: skip
+    driver = DriverSide(context)
+    size = _ranks(context, driver, data, layout)
+    with driver.run() as run, _runner(context, driver, run, data, functions, layout, size=size) as runner:
+        sizer = sizer_for(layout.group_size, TunerConfig(max_group_s=layout.max_group_s))
+        groups = []
+        for played in play(runner, triggers, sizer, StepOrder, _metrics_of, run):
+            groups.append(played.record)
+            if _is_over(played, triggers, on_boundary):
+                break
+        left = runner.order("results", FinishSteps(), groups[-1].stop).results
+        series, *values = runner.fetch([(0, left[0][1]), *((rank, value) for rank, (value, _) in enumerate(left))])
+    metrics = cloudpickle.loads(series)
+    values = [cloudpickle.loads(value) for value in values]
+    return IterationResult(values, metrics, groups[-1].stop, groups)
+
+
+def _runner(
+    context: SparkContext, driver: DriverSide, run: str, data: object, functions: bytes, layout: RunConfig, *, size: int
+) -> GroupRunner:
+    """The ranks, with their rows where there are any."""
+    columns, paths, executors = _deal(data, run, size) if isinstance(data, DataFrame) else (None, (), None)
+    work: bytes = cloudpickle.dumps(StepWork(functions, paths, columns))  # type: ignore[no-untyped-call]
+    rows = neighbours(data, size) if isinstance(data, RDD) else None
+    return GroupRunner(context, driver, run, layout, work, size=size, executors=executors, rows=rows)
+
+
+def _context_of(data: object, spark: SparkSession | None) -> SparkContext:
+    if isinstance(data, DataFrame):
+        return classic_context(data.sparkSession)
+    if isinstance(data, RDD):
+        return data.context
+    if data is not None:
+        raise ConfigError(f"iterate takes a DataFrame, an RDD or None, not {type(data).__name__}")
+    if spark is None:
+        raise ConfigError("iterate without data needs the session: spark=mizzle.session(...)")
+    return classic_context(spark)
+
+
+def _ranks(context: SparkContext, driver: DriverSide, data: object, layout: RunConfig) -> int:
+    """How many, once there is a slot for each."""
+    size = layout.ranks or default_ranks(context, Deadline.after(layout.timeout_s))
+    if isinstance(data, RDD):
+        partitions = data.getNumPartitions()
+        if layout.ranks is not None and partitions < layout.ranks:
+            raise ConfigError(f"an RDD of {partitions} partitions cannot be spread over {layout.ranks} ranks")
+        size = min(size, partitions)
+    await_ranks(context, driver, size, layout.timeout_s)
+    return size
+
+
+def _deal(df: DataFrame, run: str, size: int) -> tuple[Columns, tuple[str, ...], Sequence[str]]:
+    """The rows to the executors' disks: their columns, and by rank the file and the executor that has it."""
+    columns = Columns.of(df.columns, None, collate=_unused)
+    checked = check_dataframe(df, columns)
+    infos = shard_dataframe(
+        checked, run=run, num_shards=size, shards_of_rank=[[rank] for rank in range(size)], locate=here
+    )  # fmt: skip
+    return columns, tuple(info.path for info in infos), [info.executor_id for info in infos]
+
+
+def _unused(rows: Any) -> Any:  # noqa: ANN401 - a collate function
+    """Stands for a collate function: with one, columns of any type are allowed."""
+    return rows
+
+
+def _metrics_of(report: StepReport) -> GroupMetrics:
+    return GroupMetrics.unpack(report.metrics)
+
+
+def _is_over(played: Played, triggers: Triggers, on_boundary: Callable[[Boundary], bool | None] | None) -> bool:
+    reports: list[StepReport] = played.results
+    if len({(report.is_stopped, one.iterations) for report, one in zip(reports, played.metrics, strict=True)}) > 1:
+        raise TaskFailed("ctx.stop() was called on some ranks and not on others: decide from what all ranks know")
+    stopped = reports[0].is_stopped
+    if on_boundary is None or (triggers.every and not stopped and not triggers.fires(played.group.stop)):
+        return stopped
+    boundary = Boundary(played.record.stop, reports[0].values, played.record)
+    return bool(on_boundary(boundary)) or stopped

@@ -1,0 +1,47 @@
+"""What the driver tells ranks: ids and numbers. Loads no torch: tasks that only pass it on use it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from mizzle.config import Transport
+
+
+@dataclass(frozen=True, slots=True)
+class JoinTerms:
+    """On what terms ranks come together: ids and numbers.
+
+    Attributes:
+        run: the run's id.
+        generation: membership epoch.
+        group: number of the gathering within the generation.
+        size: number of ranks.
+        transport: how ranks reach each other.
+        timeout_s: deadline in seconds of each collective, and of the ranks' coming together.
+    """
+
+    run: str
+    generation: int
+    group: int
+    size: int
+    transport: Transport
+    timeout_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StartOrder:
+    """What a resident is told when it is hired.
+
+    Attributes:
+        terms: of joining.
+        wanted: the rank to be, or -1.
+        boundary: iterations that the run has done.
+        work: file with the pickled `ResidentWork`.
+        rows: file with the pickled rows, or None.
+    """
+
+    terms: JoinTerms
+    wanted: int
+    boundary: int
+    work: str
+    rows: str | None

@@ -1,0 +1,199 @@
+"""A rank's own Python process beside its executor. It lives as long as a run, and may serve the next one.
+
+Between the groups of a run it keeps what is dear to make: model, optimizer, connections, its place among the ranks. A
+group's Spark task only hands it the order and waits (``GroupWork.java``). It is started by a PySpark task
+(`mizzle.spark.hiring`), obeys the bridge alone, and ends when the bridge does.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import select
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from pyspark import cloudpickle
+
+from mizzle.blocks.bridge import BridgeClient
+from mizzle.blocks.deadline import Deadline
+from mizzle.blocks.residence import MAX_RESULT_BYTES, Order, OrderKind, serve
+from mizzle.errors import BridgeLost, TaskFailed
+from mizzle.spark.orders import StartOrder
+from mizzle.spark.outcome import Failure, Outcome, pickled_value
+from mizzle.spark.worker import RankContext
+
+_CONNECT_S = 30.0
+
+
+class ResidentPart(Protocol):
+    """One rank's live part in a run, from its start to its end."""
+
+    def run_group(self, order: Any) -> Any:  # noqa: ANN401 - agreed between the work and its driver
+        """Do one group, or whatever else is ordered; returns something small."""
+        ...
+
+    def close(self) -> None:
+        """Let go of everything."""
+        ...
+
+
+class ResidentWork(Protocol):
+    """What a run has its residents do; travels by pickle, once."""
+
+    def preferred(self) -> list[int]:
+        """Ranks whose data is near the process it is called in, the nearest first."""
+        ...
+
+    def start(self, context: RankContext, boundary: int, rows: list[Any] | None) -> ResidentPart:
+        """Make ready.
+
+        Args:
+            context: of a rank that has just joined.
+            boundary: iterations done so far; behind 0, this rank's state is in its arena (`mizzle.spark.boundary`).
+            rows: those of this rank's partition, where the run was given an RDD.
+
+        Raises:
+            Misplaced: the state or data that this rank needs is elsewhere.
+        """
+        ...
+
+
+class _Residence:
+    """A resident's part in one generation of a run."""
+
+    def __init__(self, order: StartOrder) -> None:
+        self.client = BridgeClient.connect(Deadline.after(order.terms.timeout_s))
+        try:
+            work: ResidentWork = cloudpickle.loads(Path(order.work).read_bytes())
+            rows = None if order.rows is None else cloudpickle.loads(Path(order.rows).read_bytes())
+            self.context = RankContext.join(self.client, order.terms, wanted=order.wanted, preferred=work.preferred())
+            with _TellPeers(self.context):
+                self.part = work.start(self.context, order.boundary, rows)
+        except BaseException:
+            self.client.close()
+            raise
+
+    def close(self) -> None:
+        try:
+            self.part.close()
+        finally:
+            self.client.close()
+
+
+class _TellPeers:
+    """Peers are told at once why this rank fails; otherwise they would only see the connection close."""
+
+    def __init__(self, context: RankContext) -> None:
+        self._context = context
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> None:
+        if kind is not None:
+            self._context.store.abort(f"{kind.__name__}: {error}")
+
+
+class Resident:
+    """Serves one bridge, order after order, one run at a time."""
+
+    def __init__(self) -> None:
+        """Connect to the bridge of the executor that started this process."""
+        self._bridge = BridgeClient.connect(Deadline.after(_CONNECT_S))
+        self._residence: _Residence | None = None
+
+    def serve(self) -> None:
+        """Until there was nothing to do for long, or the bridge is gone."""
+        order = self._next(0, b"")
+        while order.kind is not OrderKind.EXIT:
+            begun = time.perf_counter()
+            outcome = self._obey(order, begun)
+            order = self._next(order.serial, outcome)
+
+    def _next(self, serial: int, outcome: bytes) -> Order:
+        rank = -1 if self._residence is None else self._residence.context.rank
+        return serve(self._bridge, pid=os.getpid(), serial=serial, rank=rank, outcome=outcome)
+
+    def _obey(self, order: Order, begun: float) -> bytes:
+        """Do it; whatever is raised is the outcome: this is the outermost frame."""
+        if order.kind is OrderKind.RELEASE:
+            self._forget()
+            return b""
+        rank, value, failure = -1, b"", None
+        try:
+            if order.kind is OrderKind.START:
+                self._forget()
+                self._residence = _Residence(cloudpickle.loads(order.payload))
+                result = None
+            else:
+                result = self._run_group(order)
+            rank = self._residence.context.rank if self._residence is not None else -1
+            value = pickled_value(result)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything, even sys.exit()
+            failure = Failure.of(error)
+            rank = self._residence.context.rank if self._residence is not None else -1
+            # After a failure this rank and its peers no longer agree on where they are.
+            self._forget()
+        outcome = Outcome(
+            rank, rank, self._bridge.executor_id, self._bridge.host, value, failure, time.perf_counter() - begun
+        )  # fmt: skip
+        return _packed(outcome)
+
+    def _run_group(self, order: Order) -> Any:  # noqa: ANN401 - see ResidentPart
+        residence = self._residence
+        if residence is None:
+            raise TaskFailed("a group was ordered from a resident that serves no run")
+        with _TellPeers(residence.context):
+            return residence.part.run_group(cloudpickle.loads(order.payload))
+
+    def _forget(self) -> None:
+        residence, self._residence = self._residence, None
+        if residence is not None:
+            try:
+                residence.close()
+            except Exception as error:  # noqa: BLE001 - code of the user's; the run is over all the same
+                print(f"mizzle: a run could not be closed cleanly: {error}", file=sys.stderr)  # noqa: T201 - Spark's log
+            del residence
+            gc.collect()
+
+
+def _packed(outcome: Outcome) -> bytes:
+    packed: bytes = cloudpickle.dumps(outcome)  # type: ignore[no-untyped-call]
+    if outcome.failure is None and len(packed) > MAX_RESULT_BYTES:
+        error = TaskFailed(
+            f"rank {outcome.rank} returned {len(packed)} bytes from a group, {MAX_RESULT_BYTES} are allowed: aggregate "
+            "on the ranks with ctx.all_reduce, return fewer metrics"
+        )
+        failure = Failure(str(error), str(error), cloudpickle.dumps(error))  # type: ignore[no-untyped-call]
+        packed = cloudpickle.dumps(  # type: ignore[no-untyped-call]
+            Outcome(outcome.task, outcome.rank, outcome.executor_id, outcome.host, failure=failure)
+        )
+    return packed
+
+
+def _end_with(bridge: BridgeClient) -> None:
+    """End this process when the bridge does, whatever the other threads are at: its executor is gone."""
+    poll = select.poll()
+    poll.register(bridge.fileno(), select.POLLRDHUP)
+    poll.poll()
+    os._exit(1)
+
+
+def main() -> None:
+    """The process. An interrupt at the terminal is for the driver; it ends runs through the bridge."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        resident = Resident()
+        threading.Thread(target=_end_with, args=(resident._bridge,), daemon=True).start()  # noqa: SLF001 - one class
+        resident.serve()
+    except BridgeLost:
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

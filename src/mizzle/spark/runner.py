@@ -1,0 +1,240 @@
+"""The driver's side of a run of many groups: make N ranks resident once, then order group after group from them.
+
+A group is one ordinary Spark job of N small JVM tasks (after Drizzle, Venkataraman et al., SOSP 2017): each hands the
+order to the resident of its executor and waits for the outcome. A group that did not end well on all ranks ends their
+generation: what they published is never published again under the same names.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from py4j.protocol import Py4JError
+from pyspark import RDD, Broadcast, SparkContext, cloudpickle
+from pyspark.errors import PySparkException
+
+from mizzle.config import RunConfig
+from mizzle.errors import Misplaced, PeerLost
+from mizzle.scheduling.plan import Group
+from mizzle.spark.driver import DriverSide
+from mizzle.spark.hiring import Hiring
+from mizzle.spark.jobs import run_tagged
+from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
+from mizzle.spark.orders import JoinTerms
+from mizzle.spark.outcome import Failure, Outcome, raise_cause
+from mizzle.spark.placement import placed
+
+_log = logging.getLogger(__name__)
+_PLACEMENTS = 5
+"""How often a group is started again because a busy cluster put a task away from its rank."""
+_CHUNK_BYTES = 16 * 1024 * 1024
+
+
+@dataclass(frozen=True, slots=True)
+class GroupRun:
+    """One group as the driver saw it.
+
+    Attributes:
+        results: what the ranks returned, by rank.
+        spans: seconds of every rank from receiving its order to its outcome, by rank.
+        wall_s: seconds from submitting the group's job to its end.
+        driver_cpu_s: CPU seconds of the driver's JVM and Python process meanwhile; with embedded Spark the JVM is the
+            executor's too.
+    """
+
+    results: list[Any]
+    spans: list[float]
+    wall_s: float
+    driver_cpu_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Memory:
+    """Where a rank left something large for the driver to fetch: a region of its arena.
+
+    Attributes:
+        path: the region, on the rank's host.
+        num_bytes: how much of it counts.
+    """
+
+    path: str
+    num_bytes: int
+
+
+class GroupRunner:
+    """The ranks of one run. A context manager; what the ranks hold goes when the run ends.
+
+    Args:
+        context: the driver's Spark context.
+        driver: its half of the plugin.
+        run: the run's id, begun.
+        layout: transport and deadline.
+        work: the pickled `mizzle.spark.resident.ResidentWork`.
+        size: N, number of ranks.
+        executors: where the data of every rank lies, by rank; None: anywhere.
+        rows: partition i is for rank i; None: the ranks get no rows this way.
+    """
+
+    def __init__(
+        self, context: SparkContext, driver: DriverSide, run: str, layout: RunConfig, work: bytes, *, size: int,
+        executors: Sequence[str] | None = None, rows: RDD[Any] | None = None,
+    ) -> None:  # fmt: skip
+        """See the class."""
+        self._context, self._driver, self._run, self._layout = context, driver, run, layout
+        self._size, self._rows = size, rows
+        self._executors = tuple(executors or ())
+        self._work: Broadcast[bytes] = context.broadcast(work)
+        self._jvm = JvmGroups(context)
+        self._generation = -1
+        self._jobs = 0
+        self._prepared: Any = None
+
+    def run_group(self, group: Group, order: object) -> GroupRun:
+        """Run one group on all ranks, each where its state is.
+
+        Raises:
+            MizzleError: the first cause of the group's failure, as the rank that saw it raised it.
+            TaskFailed: user code failed.
+            PeerLost: an executor or a rank's process ended.
+            Misplaced: some slot where a rank has its state or data is taken by other jobs all the time.
+        """
+        return self.order(f"iterations {group.first}-{group.stop - 1} (epoch {group.epoch})", order, group.first)
+
+    def order(self, title: str, order: object, boundary: int) -> GroupRun:
+        """Have all ranks do something.
+
+        Args:
+            title: what, for the job's description.
+            order: for `mizzle.spark.resident.ResidentPart.run_group`.
+            boundary: iterations done before it.
+
+        Raises:
+            MizzleError: as `run_group` does.
+        """
+        pickled: bytes = cloudpickle.dumps(order)  # type: ignore[no-untyped-call]
+        for attempt in range(_PLACEMENTS):
+            try:
+                if self._prepared is None:
+                    self._settle(boundary)
+                return self._run_once(title, pickled)
+            except Misplaced as error:
+                self._prepared = None
+                if attempt == _PLACEMENTS - 1:
+                    raise
+                _log.info("run=%s %s: started again: %s", self._run[:4], title, error)
+            except BaseException:
+                self._prepared = None
+                raise
+        raise AssertionError(f"{_PLACEMENTS} placements and no end")
+
+    def fetch(self, wanted: Sequence[tuple[int, Memory]]) -> list[bytes]:
+        """What ranks left in their arenas: one job, with a task on the executor of each.
+
+        Args:
+            wanted: ranks, and what of theirs.
+
+        Raises:
+            Misplaced: some slot there is taken by other jobs all the time.
+        """
+        if not wanted:
+            return []
+        memories = [memory for _, memory in wanted]
+        for _ in range(_PLACEMENTS):
+            tasks = placed(self._context, self._locations([self._executors[rank] for rank, _ in wanted]))
+            chunks = tasks.mapPartitionsWithIndex(partial(_read_memory, memories))
+            found = run_tagged(self._context, self._run, "results", chunks.collect)
+            parts = [b"".join(chunk for at, chunk in found if at == number) for number in range(len(wanted))]
+            if all(len(part) == memory.num_bytes for part, memory in zip(parts, memories, strict=True)):
+                return parts
+        raise Misplaced(f"{_PLACEMENTS} times Spark started a task away from the executor where a result lies")
+
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Drop the broadcast. The bridges drop the rest when the run ends."""
+        try:
+            self._work.destroy()
+        except (Py4JError, PySparkException) as error:
+            _log.warning("run=%s left its broadcast behind: %s", self._run[:4], error)
+
+    def _settle(self, boundary: int) -> None:
+        """Begin a generation: one job of Python tasks makes the ranks resident."""
+        self._generation += 1
+        terms = JoinTerms(
+            self._run, self._generation, 0, self._size, self._layout.transport, self._layout.timeout_s
+        )  # fmt: skip
+        hired = self._tasks().mapPartitionsWithIndex(
+            Hiring(terms, self._work, boundary, with_rows=self._rows is not None)
+        )
+        title = f"{self._size} ranks take their places"
+        outcomes: list[Outcome] = run_tagged(self._context, self._run, title, hired.collect)
+        raise_cause(outcomes)
+        by_rank = sorted(outcomes, key=lambda outcome: outcome.rank)
+        self._executors = tuple(outcome.executor_id for outcome in by_rank)
+        self._prepared = self._jvm.prepare(self._run, self._generation, self._locations(self._executors))
+
+    def _tasks(self) -> RDD[Any]:
+        if self._rows is not None:
+            return self._rows
+        if self._executors:
+            return placed(self._context, self._locations(self._executors))
+        return self._context.parallelize(range(self._size), self._size)
+
+    def _run_once(self, title: str, pickled: bytes) -> GroupRun:
+        self._jobs += 1
+        run_job = partial(self._jvm.run, self._prepared, self._jobs, pickled)
+        begun, cpu_s = time.perf_counter(), self._cpu_s()
+        found = run_tagged(self._context, self._run, title, run_job)
+        wall_s, cpu_s = time.perf_counter() - begun, self._cpu_s() - cpu_s
+        if any(result.status is TaskStatus.AWAY for result in found):
+            raise Misplaced("a task was started away from its rank")
+        # What is missing was cancelled because of a resident that died: that one says why.
+        told = [result for result in found if result.status is not TaskStatus.MISSING]
+        outcomes = [_outcome(result) for result in told]
+        raise_cause(outcomes)
+        outcomes.sort(key=lambda outcome: outcome.rank)
+        return GroupRun(
+            [outcome.result() for outcome in outcomes], [outcome.span_s for outcome in outcomes], wall_s, cpu_s
+        )
+
+    def _cpu_s(self) -> float:
+        return time.process_time() + float(self._jvm.cpu_s())
+
+    def _locations(self, executors: Sequence[str]) -> list[tuple[str, str]]:
+        hosts = self._driver.hosts()
+        lost = [executor for executor in executors if executor not in hosts]
+        if lost:
+            raise PeerLost(executors.index(lost[0]), f"executor {lost[0]}, which had its state, is gone")
+        return [(hosts[executor], executor) for executor in executors]
+
+
+def _outcome(result: TaskResult) -> Outcome:
+    if result.status is TaskStatus.OUTCOME:
+        outcome: Outcome = cloudpickle.loads(result.body)
+        return outcome
+    return Outcome(-1, result.rank, failure=Failure.of(PeerLost(result.rank, result.body.decode())))
+
+
+def _read_memory(memories: Sequence[Memory], task: int, rows: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+    """Runs on an executor: a region in chunks, or nothing when it is not on this host."""
+    for _ in rows:
+        pass  # a task that leaves its input unread costs Spark the Python worker
+    path, left = Path(memories[task].path), memories[task].num_bytes
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        while left:
+            chunk = file.read(min(left, _CHUNK_BYTES))
+            left -= len(chunk)
+            yield task, chunk

@@ -1,0 +1,244 @@
+"""What a rank of `mizzle.iterate` does: step after step of the user's, with collectives, state and metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from pyspark import cloudpickle
+
+from mizzle.collectives.arrays import Array, ArrayT
+from mizzle.errors import ConfigError, Misplaced, TaskFailed
+from mizzle.scheduling.plan import Group
+from mizzle.spark.boundary import find_state, keep_state
+from mizzle.spark.runner import Memory
+from mizzle.spark.worker import RankContext
+from mizzle.training.columns import Columns
+from mizzle.training.group_metrics import GroupMetrics
+from mizzle.training.shards import ShardFile
+
+MAX_METRICS = 16
+_MAX_NAME = 32
+
+
+class StepContext:
+    """What ``step_fn`` gets: who this rank is, where the run is, its state, and collectives with the other ranks.
+
+    Every rank makes the same collective calls in the same order; see `mizzle.RankContext` for their contracts.
+
+    Attributes:
+        rank: this rank, 0..size - 1.
+        size: number of ranks.
+        executor_id: Spark's name of the executor.
+        host: its host.
+        iteration: the one under way, counted from 0 over the whole run.
+        state: this rank's own, whatever you put there; it lives in the executor from iteration to iteration and from
+            group to group. It is pickled at the end of each group: what never changes belongs into ``batch``.
+    """
+
+    def __init__(self, context: RankContext, *, iteration: int, state: Any) -> None:  # noqa: ANN401 - the user's
+        """Wrap a rank that has joined."""
+        self.rank, self.size = context.rank, context.size
+        self.executor_id, self.host = context.executor_id, context.host
+        self.iteration = iteration
+        self.state = state
+        self.exchange_s = 0.0
+        self.is_stopped = False
+        self._context = context
+
+    def all_reduce(self, array: ArrayT, op: str = "sum", *, wire: str | None = None) -> ArrayT:
+        """The sum (mean, max, min) of all ranks' arrays, the same bits on every rank."""
+        with self._timed():
+            return self._context.all_reduce(array, op, wire=wire)
+
+    def all_gather(self, array: ArrayT) -> list[ArrayT]:
+        """Every rank's array, by rank; their first dimensions may differ."""
+        with self._timed():
+            return self._context.all_gather(array)
+
+    def broadcast(self, array: Array | None, root: int = 0) -> Array:
+        """The root's array on every rank."""
+        with self._timed():
+            return self._context.broadcast(array, root)
+
+    def barrier(self) -> None:
+        """Return when every rank has called it."""
+        with self._timed():
+            self._context.barrier()
+
+    def stop(self) -> None:
+        """End the run with this iteration. All ranks must decide alike, from what a collective told all of them."""
+        self.is_stopped = True
+
+    @contextmanager
+    def _timed(self) -> Iterator[None]:
+        begun = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.exchange_s += time.perf_counter() - begun
+
+
+StepFunction = Callable[[StepContext, Any], Mapping[str, float] | None]
+"""``step_fn(ctx, batch)``: one iteration on one rank; returns metrics by name, or nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepOrder:
+    """One group of iterations."""
+
+    group: Group
+
+
+@dataclass(frozen=True, slots=True)
+class FinishSteps:
+    """The run ends: ranks leave their results, rank 0 also the metrics of all iterations."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepReport:
+    """What a rank returns of one group.
+
+    Attributes:
+        metrics: the packed `GroupMetrics`.
+        values: the metrics of the last iteration by name, means over ranks.
+        is_stopped: whether the ranks ended the run.
+    """
+
+    metrics: bytes
+    values: Mapping[str, float]
+    is_stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What all ranks of an iterative computation share; functions are pickled together with what they refer to.
+
+    Attributes:
+        functions: pickled (step_fn, state, prepare, finish).
+        paths: file of every rank's rows, by rank; empty when there is no DataFrame.
+        columns: of the DataFrame, or None.
+    """
+
+    functions: bytes
+    paths: tuple[str, ...]
+    columns: Columns | None
+
+    def preferred(self) -> list[int]:
+        """Ranks whose rows lie on this host."""
+        return [rank for rank, path in enumerate(self.paths) if Path(path).exists()]
+
+    def start(self, context: RankContext, boundary: int, rows: list[Any] | None) -> StepPart:
+        """Load rows and state."""
+        return StepPart(self, context, boundary, rows)
+
+
+class StepPart:
+    """One rank of an iterative computation, from a boundary on."""
+
+    def __init__(self, work: StepWork, context: RankContext, boundary: int, rows: list[Any] | None) -> None:
+        """See the class.
+
+        Raises:
+            Misplaced: this is not where the rank's rows or state are.
+        """
+        self._rank = context
+        self._step, state, prepare, self._finish = cloudpickle.loads(work.functions)
+        self._files = ExitStack()
+        with self._files:
+            batch = rows if work.columns is None else self._table(work.paths, work.columns)
+            self._batch = batch if prepare is None else prepare(batch)
+            kept = find_state(context, boundary)
+            self._series: dict[str, list[float]] = {}
+            self._context = StepContext(context, iteration=boundary, state=None)
+            if kept is not None:
+                self._context.state, self._series = cloudpickle.loads(kept)
+            else:
+                self._context.state = state(self._context, self._batch) if callable(state) else state
+            self._files = self._files.pop_all()
+
+    def run_group(self, order: StepOrder | FinishSteps) -> StepReport | tuple[Memory, Memory]:
+        """Obey."""
+        if isinstance(order, FinishSteps):
+            return self._leave_results()
+        context, group = self._context, order.group
+        begun, context.exchange_s = time.perf_counter(), 0.0
+        rows: list[Mapping[str, float]] = []
+        for iteration in range(group.first, group.stop):
+            context.iteration = iteration
+            rows.append(_checked(self._step(context, self._batch)))
+            if context.is_stopped:
+                break
+        iterating_s = time.perf_counter() - begun
+        self._aggregate(rows)
+        boundary = group.first + len(rows)
+        packed: bytes = cloudpickle.dumps((context.state, self._series))  # type: ignore[no-untyped-call]
+        keep_state(self._rank, boundary, max(1, len(packed)), lambda into: _write(packed, into))
+        values = {name: series[-1] for name, series in self._series.items()}
+        metrics = GroupMetrics(
+            iterations=len(rows), rows=0, last_loss=values.get("loss", float("nan")), mean_loss=float("nan"), skipped=0,
+            compute_s=iterating_s - context.exchange_s, exchange_s=context.exchange_s, update_s=0.0,
+            boundary_s=time.perf_counter() - begun - iterating_s,
+        )  # fmt: skip
+        return StepReport(metrics.pack(), values, context.is_stopped)
+
+    def close(self) -> None:
+        """Close the file of rows."""
+        self._files.close()
+
+    def _table(self, paths: tuple[str, ...], columns: Columns) -> pa.Table:
+        path = paths[self._rank.rank]
+        if not Path(path).exists():
+            raise Misplaced(f"rank {self._rank.rank} was started on {self._rank.host}, away from its rows in {path}")
+        return self._files.enter_context(ShardFile(path, columns)).table()
+
+    def _aggregate(self, rows: list[Mapping[str, float]]) -> None:
+        """The group's metrics as means over ranks: one all-reduce for all iterations, so the driver gets no series."""
+        names = list(rows[0])
+        if any(list(row) != names for row in rows):
+            raise TaskFailed(
+                f"step_fn returned metrics {names} in one iteration and others in another: return the same"
+            )
+        if not names:
+            return
+        values = np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
+        mean = self._rank.all_reduce(values, "mean")
+        for at, name in enumerate(names):
+            self._series.setdefault(name, []).extend(mean[:, at].tolist())
+
+    def _leave_results(self) -> tuple[Memory, Memory]:
+        value = None if self._finish is None else self._finish(self._context, self._batch)
+        return self._leave("value", value), self._leave("series", self._series if self._rank.rank == 0 else {})
+
+    def _leave(self, name: str, thing: object) -> Memory:
+        packed: bytes = cloudpickle.dumps(thing)  # type: ignore[no-untyped-call]
+        region = self._rank.arena.region(name, len(packed))
+        region.buffer[: len(packed)] = packed
+        return Memory(region.path, len(packed))
+
+
+def _write(packed: bytes, into: memoryview) -> int:
+    into[: len(packed)] = packed
+    return len(packed)
+
+
+def _checked(metrics: object) -> Mapping[str, float]:
+    """What a step returned, as floats by name.
+
+    Raises:
+        ConfigError: it is something else, or too much.
+    """
+    if metrics is None:
+        return {}
+    if not isinstance(metrics, dict) or len(metrics) > MAX_METRICS:
+        raise ConfigError(f"step_fn returned {metrics!r}: return a dict of at most {MAX_METRICS} numbers, or None")
+    for name in metrics:
+        if not 0 < len(str(name)) <= _MAX_NAME:
+            raise ConfigError(f"step_fn returned a metric named {name!r}: give a name of at most {_MAX_NAME} letters")
+    return {str(name): float(value) for name, value in metrics.items()}
