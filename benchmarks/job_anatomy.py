@@ -26,11 +26,13 @@ class Job:
 
     Attributes:
         submitted: when the DAG scheduler took it.
+        description: as in Spark's UI, "" without one.
         ended: when it was declared done.
         tasks: of each task its info and its metrics.
     """
 
     submitted: int
+    description: str
     ended: int = 0
     tasks: list[tuple[Mapping[str, Any], Mapping[str, Any]]] = field(default_factory=list)
 
@@ -43,7 +45,8 @@ def read_jobs(lines: Iterable[str]) -> list[Job]:
         event = json.loads(line)
         match event["Event"]:
             case "SparkListenerJobStart":
-                jobs[event["Job ID"]] = Job(event["Submission Time"])
+                description = event.get("Properties", {}).get("spark.job.description", "")
+                jobs[event["Job ID"]] = Job(event["Submission Time"], description)
                 job_of_stage |= dict.fromkeys(event["Stage IDs"], event["Job ID"])
             case "SparkListenerTaskEnd":
                 job = jobs[job_of_stage[event["Stage ID"]]]

@@ -97,9 +97,8 @@ def anatomy_of(kind: str, workers: int, repeats: int, warmup: int) -> dict[str, 
         (written,) = Path(events).iterdir()
         with written.open() as lines:
             jobs = read_jobs(lines)
-    # Behind the groups of a run come the jobs that fetch its results.
-    groups = [job for job in jobs if len(job.tasks) == workers]
-    timed = groups[-repeats - 1 : -1] if kind == "mizzle" else groups[-repeats:]
+    # Around the groups of a run are the jobs that start its ranks and fetch its results.
+    timed = [job for job in jobs if kind != "mizzle" or ": iterations " in job.description][-repeats:]
     return {
         "kind": kind, "workers": workers, "repeats": repeats, "warmup": warmup, "verified": samples.verified,
         "median_ms": 1e3 * statistics.median(samples.seconds), "phases_ms": phases(timed, samples.seconds),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -67,6 +68,32 @@ def test_every_collective_agrees_on_all_ranks(open_ranks: Open, wire: str | None
     ]
 
 
+def test_small_and_large_calls_follow_each_other_in_any_order(open_ranks: Open) -> None:
+    size = 3
+    lengths = [3, 70_000, 1, 9000, 0, 5, 70_000, 70_000, 2, 2]
+
+    def rank(store: BlockStore) -> list[bytes]:
+        found: list[Any] = []
+        with Communicator(store) as communicator:
+            for turn, num_elements in enumerate(lengths):
+                mine = values(10 * turn + store.rank, num_elements)
+                found.append(communicator.all_reduce(mine))
+                if turn % 2:
+                    communicator.barrier()
+                found += communicator.all_gather(mine[: num_elements // (1 + store.rank)])
+                found.append(communicator.broadcast(mine if store.rank == turn % size else None, turn % size))
+                found.append(communicator.all_reduce_shards({store.rank: mine}, size))
+        return [np.asarray(array).tobytes() for array in found]
+
+    expected: list[np.ndarray] = []
+    for turn, num_elements in enumerate(lengths):
+        arrays = [values(10 * turn + r, num_elements) for r in range(size)]
+        parts = [array[: num_elements // (1 + r)] for r, array in enumerate(arrays)]
+        expected += [tree_sum(arrays), *parts, arrays[turn % size], tree_sum(arrays)]
+    for found in run_ranks(size, rank, stores=open_ranks(size).stores):
+        assert found == [array.tobytes() for array in expected]
+
+
 @pytest.mark.parametrize("wire", list(Wire))
 def test_an_exchange_gives_every_rank_the_same_weights(open_ranks: Open, wire: Wire) -> None:
     size, num_elements, iterations = 3, 9000, 5
@@ -96,9 +123,10 @@ def test_an_exchange_gives_every_rank_the_same_weights(open_ranks: Open, wire: W
         assert found[0] == expected.tobytes()
 
 
-def test_a_mismatch_is_refused_on_all_ranks(open_ranks: Open) -> None:
+@pytest.mark.parametrize(("usual", "odd"), [(10, 100_000), (100_000, 10), (10, 11), (100_000, 100_001)])
+def test_a_mismatch_is_refused_on_all_ranks(open_ranks: Open, usual: int, odd: int) -> None:
     def rank(store: BlockStore) -> np.ndarray:
-        return np.asarray(Communicator(store).all_reduce(np.zeros(100_000 if store.rank == 1 else 10)))
+        return np.asarray(Communicator(store).all_reduce(np.zeros(odd if store.rank == 1 else usual)))
 
     for found in outcomes(open_ranks(3).stores, rank):
         assert isinstance(found, CollectiveMismatch)
@@ -106,10 +134,14 @@ def test_a_mismatch_is_refused_on_all_ranks(open_ranks: Open) -> None:
         assert "rank 1: all_reduce" in str(found)
 
 
-def test_a_missing_rank_is_named_at_the_deadline(open_ranks: Open) -> None:
-    found = outcomes(open_ranks(3).stores[:2], lambda store: Communicator(store, timeout_s=0.3).barrier())
+@pytest.mark.parametrize("num_elements", [10, 100_000])
+def test_a_missing_rank_is_named_at_the_deadline(open_ranks: Open, num_elements: int) -> None:
+    def rank(store: BlockStore) -> object:
+        return Communicator(store, timeout_s=0.3).all_reduce(np.zeros(num_elements))
+
+    found = outcomes(open_ranks(3).stores[:2], rank)
     assert any(isinstance(error, CollectiveTimeout) for error in found)
     for error in found:
         assert isinstance(error, CollectiveTimeout | PeerLost)
-        assert "barrier (iteration 0, op 0)" in str(error)
+        assert "all_reduce (iteration 0, op 0)" in str(error)
         assert "still missing: rank 2" in str(error)

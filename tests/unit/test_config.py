@@ -15,15 +15,17 @@ from mizzle.scheduling.plan import spread
 
 def test_the_defaults_leave_ranks_and_shards_to_the_cluster() -> None:
     layout = RunConfig()
-    assert (layout.ranks, layout.shards, layout.group_size, layout.transport) == (None, None, 10, "auto")
+    assert (layout.ranks, layout.shards, layout.group_size, layout.transport) == (None, None, "auto", "auto")
 
 
 @pytest.mark.parametrize(
     ("how", "message"),
     [
-        ({"ranks": 0}, "ranks is 0: give at least 1"),
-        ({"shards": -1}, "shards is -1: give at least 1"),
-        ({"group_size": 0}, "group_size is 0: give at least 1"),
+        ({"ranks": 0}, "ranks is 0: give a whole number, at least 1"),
+        ({"shards": -1}, "shards is -1: give a whole number, at least 1"),
+        ({"group_size": 0}, 'group_size is 0: give a whole number, at least 1, or "auto"'),
+        ({"group_size": "many"}, "group_size is 'many': give a whole number, at least 1, or \"auto\""),
+        ({"max_group_s": 0}, "max_group_s is 0: give a positive number"),
         ({"ranks": 4, "shards": 3}, "3 shards cannot be spread over 4 ranks"),
         ({"transport": "tcp"}, "transport is 'tcp': give one of auto, shm, blocks"),
         ({"timeout_s": 0.0}, "timeout_s is 0.0: give a positive number"),

@@ -16,8 +16,8 @@ from mizzle.cli.digits import Digits, load_digits
 from mizzle.cli.epoch_lines import EpochLines
 from mizzle.cli.output import JsonFile, check_writable, write_json
 from mizzle.cli.quiet import quiet_session
-from mizzle.config import RunConfig, Transport
-from mizzle.errors import MizzleError
+from mizzle.config import GroupSize, RunConfig, Transport
+from mizzle.errors import ConfigError, MizzleError
 from mizzle.models import LeNet5
 from mizzle.spark.trainer import Trainer, TrainingResult
 
@@ -52,7 +52,7 @@ class DemoReport:
     iterations: int
     ranks: int
     transport: str
-    group_size: int
+    group_size: GroupSize
     losses: list[float | None]
     wall_s: float
     time_split: dict[str, float]
@@ -87,7 +87,7 @@ def demo(
     ] = None,
     ranks: Annotated[int, typer.Option(min=1, help="Physical workers; needs as many task slots.")] = 2,
     transport: Annotated[Transport, typer.Option(help="How ranks reach each other.")] = "auto",
-    group_size: Annotated[int, typer.Option(min=1, help="Iterations per Spark job.")] = 10,
+    group_size: Annotated[str, typer.Option(help="Iterations per Spark job, a number or 'auto'.")] = "auto",
     epochs: Annotated[int, typer.Option(min=1, help="Passes over the 1437 training pictures.")] = EPOCHS,
     require_accuracy: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Fail below this test accuracy; 0 accepts any.")
@@ -101,7 +101,9 @@ def demo(
     """
     check_writable(json)
     digits = load_digits()
-    layout = RunConfig(ranks=ranks, shards=max(SHARDS, ranks), group_size=group_size, transport=transport)
+    layout = RunConfig(
+        ranks=ranks, shards=max(SHARDS, ranks), group_size=parse_group_size(group_size), transport=transport
+    )
     print(
         f"LeNet-5 on {len(digits.train)} handwritten digits, {ranks} ranks on {master or f'local[{ranks}]'}", flush=True
     )
@@ -110,7 +112,10 @@ def demo(
     report = DemoReport.of(result, accuracy_of(result.model, digits))
     write_json(json, report.as_dict())
     split = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.time_split.items())
-    print(f"{report.iterations} iterations in {report.wall_s:.1f} s ({split}), groups of {group_size}")
+    groups = result.report["groups"]
+    print(
+        f"{report.iterations} iterations in {report.wall_s:.1f} s ({split}), {groups} groups, group size {group_size}"
+    )
     print(f"test accuracy {report.accuracy:.2%} of {len(digits.test_labels)} pictures")
     check_accuracy(report.accuracy, require_accuracy)
 
@@ -135,6 +140,19 @@ def train(spark: SparkSession, digits: Digits, layout: RunConfig, *, epochs: int
         return trainer.fit(
             spark.createDataFrame(digits.train), features="image", label="label", shape=(1, 8, 8), num_classes=10
         )
+
+
+def parse_group_size(text: str) -> GroupSize:
+    """A group size as it is typed: a number, or "auto".
+
+    Raises:
+        ConfigError: it is neither.
+    """
+    if text == "auto":
+        return "auto"
+    if not text.isdecimal():
+        raise ConfigError(f'--group-size is {text!r}: give a whole number of iterations, at least 1, or "auto"')
+    return int(text)
 
 
 def check_accuracy(accuracy: float, required: float) -> None:

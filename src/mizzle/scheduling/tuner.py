@@ -232,8 +232,7 @@ class GroupTuner:
         before = self._size
         self._size, reason, self._limit = self._next()
         # It climbs until it has arrived: as long as only `growth`, or a doubt, keeps it from the aim.
-        climbs = before < self._size < self._aim() and self._limit == GROUP_SIZE
-        self._climbing = climbs or (self._climbing and self._doubted)
+        self._climbing = before < self._size < self._aim() or (self._climbing and self._doubted)
         short = self._kept_short(timing)
         if short is not None:
             self._size = min(before, self._size)  # in doubt it does not grow

@@ -68,7 +68,7 @@ def test_the_report_holds_exactly_the_promised_fields_and_no_nan() -> None:
 
 def test_progress_is_one_line_an_epoch_whatever_the_groups_and_ends_with_the_last_epoch() -> None:
     out = io.StringIO()
-    trainer = logging.getLogger("mizzle.spark.trainer")
+    trainer = logging.getLogger("mizzle.spark.course")
     level = trainer.level
     with EpochLines(enabled=True, stream=out):
         for first, stop, epoch, loss in ((0, 10, 0, 2.0), (10, 15, 0, 1.5), (15, 25, 1, 1.0), (25, 30, 1, 0.5)):
@@ -87,5 +87,5 @@ def test_progress_is_one_line_an_epoch_whatever_the_groups_and_ends_with_the_las
 def test_progress_that_is_not_wanted_prints_nothing() -> None:
     out = io.StringIO()
     with EpochLines(enabled=False, stream=out):
-        logging.getLogger("mizzle.spark.trainer").warning("run=a iterations=0-9 epoch=0 loss=1 wall_s=1")
+        logging.getLogger("mizzle.spark.course").warning("run=a iterations=0-9 epoch=0 loss=1 wall_s=1")
     assert out.getvalue() == ""

@@ -29,6 +29,7 @@ def in_turn(*calls: Callable[[], object]) -> None:
 MISMATCHES: dict[str, tuple[Call, Call, str, str]] = {
     "shape": (lambda c: c.all_reduce(ONES), lambda c: c.all_reduce(ONES.reshape(2, 3)), "shape=6", "shape=2x3"),
     "longer": (lambda c: c.all_reduce(ONES), lambda c: c.all_reduce(np.tile(ONES, 999)), "shape=6", "shape=5994"),
+    "rounds": (lambda c: c.all_reduce(ONES), lambda c: c.all_reduce(np.tile(ONES, 9999)), "shape=6", "shape=59994"),
     "dtype": (
         lambda c: c.all_reduce(ONES), lambda c: c.all_reduce(ONES.astype(np.int32)), "dtype=float32", "dtype=int32",
     ),

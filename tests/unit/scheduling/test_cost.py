@@ -113,6 +113,7 @@ def test_the_parts_of_an_iteration_by_hand() -> None:
     assert model.iteration(4, 1, jobs=2).scheduling_s == pytest.approx(0.12)
 
 
+@settings(deadline=None)
 @given(model=MODELS)
 def test_one_rank_exchanges_nothing_and_waits_for_nobody(model: CostModel) -> None:
     cost = model.iteration(1, 1)
@@ -120,6 +121,7 @@ def test_one_rank_exchanges_nothing_and_waits_for_nobody(model: CostModel) -> No
     assert cost.total_s == pytest.approx(model.compute_s + model.launch.seconds(1))
 
 
+@settings(deadline=None)
 @given(model=MODELS, ranks=st.integers(1, 5000), size=st.integers(1, 1000))
 def test_groups_change_scheduling_only_and_more_ranks_never_cost_less(model: CostModel, ranks: int, size: int) -> None:
     one, grouped, more = model.iteration(ranks, 1), model.iteration(ranks, size), model.iteration(ranks + 1, size)
@@ -128,6 +130,7 @@ def test_groups_change_scheduling_only_and_more_ranks_never_cost_less(model: Cos
     assert more.total_s >= grouped.total_s
 
 
+@settings(deadline=None)
 @given(model=MODELS, ranks=st.integers(1, 5000), share=st.floats(0.001, 0.5))
 def test_the_group_size_for_a_share_is_the_smallest_that_keeps_it(model: CostModel, ranks: int, share: float) -> None:
     size = model.group_size_for(ranks, share)
@@ -151,6 +154,7 @@ def test_memory_by_hand() -> None:
     assert memory.sum == 20000
 
 
+@settings(deadline=None)
 @given(model=MODELS, ranks=st.integers(1, 1000), state=st.integers(0, 4))
 def test_more_ranks_need_less_memory_each_but_never_less_than_three_vectors(
     model: CostModel, ranks: int, state: int

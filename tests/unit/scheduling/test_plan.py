@@ -5,7 +5,7 @@ from __future__ import annotations
 import pickle
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mizzle.errors import ConfigError
@@ -30,6 +30,7 @@ def groups_of(triggers: Triggers, sizes: list[int]) -> list[Group]:
     return groups
 
 
+@settings(deadline=None)
 @given(per_epoch=NUMBERS, total=st.integers(0, 200), size=NUMBERS)
 def test_groups_cover_every_iteration_once_and_never_cross_an_epochs_end(per_epoch: int, total: int, size: int) -> None:
     groups = list(plan_groups(per_epoch, total, size))
@@ -42,12 +43,14 @@ def test_groups_cover_every_iteration_once_and_never_cross_an_epochs_end(per_epo
         assert group.first_in_epoch == group.first - group.epoch * per_epoch
 
 
+@settings(deadline=None)
 @given(per_epoch=NUMBERS, total=st.integers(0, 200), size=NUMBERS)
 def test_a_group_is_short_only_at_the_end_of_an_epoch_or_of_the_run(per_epoch: int, total: int, size: int) -> None:
     for group in plan_groups(per_epoch, total, size):
         assert group.size == size or group.stop == total or group.stop % per_epoch == 0
 
 
+@settings(deadline=None)
 @given(triggers=TRIGGERS, sizes=st.lists(NUMBERS, min_size=1, max_size=8))
 def test_whatever_sizes_are_asked_for_triggers_fall_on_boundaries_and_the_groups_say_which(
     triggers: Triggers, sizes: list[int]

@@ -120,7 +120,7 @@ class Rank(Communicator):
 
     store: BlockStore
     host: str = "127.0.0.1"
-    job: Job = field(default_factory=Job)
+    terms: Job = field(default_factory=Job)
 
     def __post_init__(self) -> None:
         super().__init__(self.store, timeout_s=30.0)

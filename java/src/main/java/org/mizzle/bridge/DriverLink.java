@@ -1,7 +1,9 @@
 package org.mizzle.bridge;
 
 import java.nio.ByteBuffer;
+import java.util.HashMap;
 import java.util.HashSet;
+import java.util.Map;
 import java.util.Set;
 import org.apache.spark.api.plugin.PluginContext;
 
@@ -52,16 +54,21 @@ final class DriverLink {
     return ask(DriverSide.WHOLE, new Frame.Builder().string(run).u32(generation).body())[0] != 0;
   }
 
-  /** Of these runs, those that have ended. */
-  Set<String> ended(Set<String> runs) throws BridgeException {
+  /** What the driver knows of some runs: those that have ended, and the newest generation of others. */
+  record Leases(Set<String> ended, Map<String, Integer> newest) {}
+
+  Leases leases(Set<String> runs) throws BridgeException {
     Frame.Builder out = new Frame.Builder().u32(runs.size());
     runs.forEach(out::string);
     Frame in = new Frame(0, 0, ByteBuffer.wrap(ask(DriverSide.LEASE, out.body())));
     Set<String> ended = new HashSet<>();
-    int count = in.body.getInt();
-    for (int i = 0; i < count; i++) {
+    for (int left = in.body.getInt(); left > 0; left--) {
       ended.add(in.string());
     }
-    return ended;
+    Map<String, Integer> newest = new HashMap<>();
+    for (int left = in.body.getInt(); left > 0; left--) {
+      newest.put(in.string(), in.body.getInt());
+    }
+    return new Leases(ended, newest);
   }
 }

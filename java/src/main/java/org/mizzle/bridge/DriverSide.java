@@ -114,6 +114,9 @@ public final class DriverSide implements DriverPlugin {
     Set<String> ended = rendezvous.ended(asked);
     Frame.Builder out = new Frame.Builder().u32(ended.size());
     ended.forEach(out::string);
+    Map<String, Integer> newest = rendezvous.newest(asked);
+    out.u32(newest.size());
+    newest.forEach((run, generation) -> out.string(run).u32(generation));
     return out.body();
   }
 

@@ -10,8 +10,8 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Asks the driver again and again which runs have ended, and lets go of all that this executor holds
- * of them. Before that it tells the driver that the bridge is there. It has the one thread that waits
+ * Asks the driver again and again which runs have ended, or have come to another generation, and lets
+ * go of all that this executor holds of them. Before that it tells the driver that the bridge is there. It has the one thread that waits
  * for the driver's answers.
  */
 final class Leases implements Closeable {
@@ -59,14 +59,25 @@ final class Leases implements Closeable {
       Set<String> known = new TreeSet<>(bridge.runs().names());
       known.addAll(folders.runs());
       known.addAll(bridge.residents().runs());
-      for (String ended : known.isEmpty() ? known : bridge.driver().ended(known)) {
-        bridge.runs().forget(ended);
-        bridge.residents().end(ended);
-        folders.remove(ended);
+      if (!known.isEmpty()) {
+        take(bridge.driver().leases(known));
       }
     } catch (BridgeException | IOException | RuntimeException e) {
       // Whatever it was: an exception that left this method would end the renewals for good.
       LOG.warn("mizzle's bridge could not renew its leases", e);
+    }
+  }
+
+  private void take(DriverLink.Leases leases) throws IOException {
+    // Ranks may all have moved to other executors, so that no join tells this one of it.
+    leases.newest().forEach((run, generation) -> {
+      bridge.runs().fence(run, generation);
+      bridge.residents().supersede(run, generation);
+    });
+    for (String ended : leases.ended()) {
+      bridge.runs().forget(ended);
+      bridge.residents().end(ended);
+      folders.remove(ended);
     }
   }
 

@@ -8,6 +8,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.TreeMap;
 import java.util.TreeSet;
 import java.util.function.LongSupplier;
 
@@ -73,6 +74,16 @@ final class Rendezvous {
     Set<String> gone = new TreeSet<>(asked);
     gone.removeAll(runs.keySet());
     return gone;
+  }
+
+  /** Of these runs, the generation that last began to gather, where one did. */
+  synchronized Map<String, Integer> newest(Set<String> asked) {
+    Map<String, Integer> newest = new TreeMap<>();
+    for (String run : asked) {
+      runs.getOrDefault(run, Map.of()).keySet().stream().map(Group::generation)
+          .max(Integer::compareUnsigned).ifPresent(generation -> newest.put(run, generation));
+    }
+    return newest;
   }
 
   /** One question of a joiner, repeated by it until the answer is not PENDING. */

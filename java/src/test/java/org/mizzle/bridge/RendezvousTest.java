@@ -5,6 +5,7 @@ import static org.mizzle.bridge.RunTests.equal;
 
 import java.nio.ByteBuffer;
 import java.util.List;
+import java.util.Map;
 import java.util.Set;
 
 final class RendezvousTest {
@@ -135,6 +136,17 @@ final class RendezvousTest {
     equal(Set.of(RUN, "x"), rendezvous.ended(Set.of(RUN, "x")));
     rendezvous.begin("x");
     equal(Set.of(RUN), rendezvous.ended(Set.of(RUN, "x")));
+  }
+
+  void theNewestGenerationIsTheOneThatGathersLast() {
+    equal(Map.of(), rendezvous.newest(Set.of(RUN, "x")));
+    ask(join(0, 2, 10, -1));
+    equal(Map.of(RUN, 0), rendezvous.newest(Set.of(RUN, "x")));
+    rendezvous.join(new Join(
+        new Group(RUN, -1, 0), 1, -1, List.of(), 11, "e", "h", 1, "id", "/c"));
+    equal(Map.of(RUN, -1), rendezvous.newest(Set.of(RUN)));
+    rendezvous.end(RUN);
+    equal(Map.of(), rendezvous.newest(Set.of(RUN)));
   }
 
   void groupsAreOrderedByGenerationThenNumberUnsigned() {
