@@ -11,6 +11,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,11 @@ try:
     while (order := serve(client, pid=os.getpid(), serial=serial, rank=rank, outcome=outcome)).kind != OrderKind.EXIT:
         serial = order.serial
         if order.kind == OrderKind.START:
-            rank, outcome = order.payload[0], str(os.getpid()).encode()
+            number, _, folder = order.payload.decode().partition(" ")
+            Path(folder, number).touch()
+            while len(list(Path(folder).iterdir())) < 2:
+                threading.Event().wait(0.01)
+            rank, outcome = int(number), str(os.getpid()).encode()
         elif order.kind == OrderKind.RELEASE:
             rank, outcome = -1, b""
         elif order.payload:
@@ -47,10 +52,10 @@ try:
 except BridgeLost:
     pass
 """
-"""Does nothing in a group, or, if the order names a folder, leaves a mark there and waits for ever."""
+"""Starts when both ranks do. In a group it does nothing, or, if the order names a folder, marks that and waits."""
 
 
-def settle_rank(run: str, generation: int, rank: int, _rows: Iterable[int]) -> Iterator[dict[str, Any]]:
+def settle_rank(run: str, generation: int, meeting: str, rank: int, _rows: Iterable[int]) -> Iterator[dict[str, Any]]:
     """Hire a resident, started here if none is idle, and say where it is."""
     import os
     import subprocess
@@ -63,7 +68,7 @@ def settle_rank(run: str, generation: int, rank: int, _rows: Iterable[int]) -> I
     within = Deadline.after(60)
     path, token = find_bridge(os.environ["SPARK_LOCAL_DIRS"])
     with BridgeClient(path, token, within) as client:
-        payload = bytes([rank])
+        payload = f"{rank} {meeting}".encode()
         outcome = hire(client, run, generation, payload, wait=False, deadline=within)
         if spawned := outcome is None:
             subprocess.Popen([sys.executable, "-c", RESIDENT, path, token.hex()], start_new_session=True)
@@ -87,12 +92,12 @@ class Scene:
         """Begin a generation."""
         self.generation += 1
         await_slots(self.context, RANKS, Deadline.after(WITHIN_S))
-        run, generation = self.run, self.generation
-        ranks = self.context.parallelize(range(RANKS), RANKS)
-        settled = ranks.mapPartitionsWithIndex(lambda rank, rows: settle_rank(run, generation, rank, rows))
-        self.residents = settled.collect()
+        meeting = self.marks / f"generation {self.generation}"
+        meeting.mkdir()
+        settle = partial(settle_rank, self.run, self.generation, str(meeting))
+        self.residents = self.context.parallelize(range(RANKS), RANKS).mapPartitionsWithIndex(settle).collect()
         where = [(one["host"], one["executor"]) for one in self.residents]
-        self._prepared = self.groups.prepare(run, generation, where)
+        self._prepared = self.groups.prepare(self.run, self.generation, where)
         return self.residents
 
     def group(self, order: bytes = b"") -> list[dict[str, Any]]:

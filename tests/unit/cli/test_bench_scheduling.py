@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
@@ -66,3 +68,11 @@ def test_the_table_compares_overheads_with_those_of_plain_spark_on_as_many_worke
 def test_a_bad_value_is_named_before_anything_starts(option: str, value: str, complaint: str) -> None:
     with pytest.raises(ConfigError, match=complaint):
         CliRunner().invoke(entry.app, ["bench", "scheduling", option, value], catch_exceptions=False)
+
+
+def test_help_names_every_option_and_what_is_measured() -> None:
+    done = CliRunner().invoke(entry.app, ["bench", "scheduling", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert done.exit_code == 0
+    wanted = ["--workers", "--group-sizes", "--body", "--systems", "--repeats", "--warmup", "--json", "heartbeats"]
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", done.output)
+    assert [text for text in wanted if text not in plain] == []
