@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import statistics
 import subprocess
 import sys
@@ -31,7 +32,7 @@ from pyspark.sql import SparkSession
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.scheduling.cost import fit_launch
-from mizzle.spark.bench_application import Settings
+from mizzle.spark.bench_application import Settings, left_behind
 from mizzle.spark.bench_baselines import GroupSamples, GroupSeries, plain_series
 from mizzle.spark.bench_groups import mizzle_series
 from mizzle.spark.driver import await_slots
@@ -48,10 +49,12 @@ _PART_S = 3600.0
 def spark_session(master: str, conf: Mapping[str, str]) -> Iterator[SparkSession]:
     """Start Spark with just these settings; a process does so once."""
     spark = SparkSession.builder.master(master).config(map=dict(conf)).getOrCreate()
+    left = left_behind(spark)
     try:
         yield spark
     finally:
         spark.stop()
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def noop_series(spark: SparkSession, series: GroupSeries, tap: ThreadTap) -> GroupSamples:
@@ -125,8 +128,9 @@ def measure_launches(executors: int, tasks: Sequence[int], repeats: int, rounds:
 
 
 def warm_up(jobs: Mapping[int, Any]) -> None:
-    """Compilers and thread pools, before the clock counts: some 6,000 tasks."""
-    for count in [min(jobs)] * 50 + [max(jobs)] * max(2, 6000 // max(jobs)):
+    """Compilers and thread pools, before the clock counts: some 20,000 tasks, then every size once and small jobs."""
+    largest = max(jobs)
+    for count in [largest] * max(2, 20_000 // largest) + sorted(jobs, reverse=True) + [min(jobs)] * 50:
         jobs[count].count()
 
 

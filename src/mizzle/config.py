@@ -44,7 +44,7 @@ class RunConfig:
             of the time; a number fixes it, 1 is plain bulk-synchronous Spark. A group never crosses the end of an
             epoch or a validation, whatever is asked for.
         max_group_s: with "auto", how long a group may last in seconds: within it the run shows no progress and takes
-            up no change. 10 s keep both lively.
+            up no change. 20 s keep both lively, and leave room for 1 % where launching a group takes up to 0.1 s.
         transport: how ranks reach each other; "auto" unless a transport is to be measured.
         timeout_s: seconds that a rank waits for its peers in one exchange, or for its group to come together. 60 s
             cover a garbage collection or a slow first iteration; a dead peer is noticed at once all the same.
@@ -53,7 +53,7 @@ class RunConfig:
     ranks: int | None = None
     shards: int | None = None
     group_size: GroupSize = "auto"
-    max_group_s: float = 10.0
+    max_group_s: float = 20.0
     transport: Transport = "auto"
     timeout_s: float = 60.0
 

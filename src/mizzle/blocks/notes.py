@@ -30,6 +30,7 @@ _LINE = 64
 _SLOT_BYTES = 1024
 _PATH_BYTES = 256
 """Enough for a file in a bridge's directory; paths of a memfd are short."""
+_FENCES = struct.Struct("<II")
 _PLACE = struct.Struct(f"<H{_PATH_BYTES}sQQQQ")
 _META_AT = HEADER_BYTES + _PLACE.size
 _INLINE_META_BYTES = _SLOT_BYTES - _META_AT
@@ -153,7 +154,7 @@ class Control:
 
     def fence(self) -> int:
         """The lowest generation served, as this rank or its bridge knows."""
-        return max(self.words.peek(FENCE_AT), self.words.peek(FENCED_AT))
+        return int(max(_FENCES.unpack_from(self._buffer, FENCE_AT)))
 
     def give_up(self, why: str) -> None:
         """Leave the reason where the peers look for it."""

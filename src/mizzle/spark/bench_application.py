@@ -131,7 +131,7 @@ def serve(connection: Connection) -> None:
     settings: Settings = connection.recv()
     builder = SparkSession.builder.master(settings.master).config(map=dict(settings.conf))
     spark = builder.getOrCreate()
-    left = _left_behind(spark)
+    left = left_behind(spark)
     try:
         traffic = DriverTraffic.of(spark.sparkContext, os.getpid())
         await_slots(spark.sparkContext, settings.workers, Deadline.after(_START_S))
@@ -156,7 +156,7 @@ def _run(spark: SparkSession, series: GroupSeries, traffic: DriverTraffic) -> Gr
         return f"{type(error).__name__}: {error}"
 
 
-def _left_behind(spark: SparkSession) -> Path:
+def left_behind(spark: SparkSession) -> Path:
     """Where the executors of a local-cluster keep their output: Spark leaves it below its own installation."""
     context = spark.sparkContext
     jvm: Any = context._jvm  # noqa: SLF001 - py4j's view of the driver

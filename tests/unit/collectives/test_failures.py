@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
+from contract.stores import memory, shared
 from harness import memory_stores, outcomes
 from mizzle.blocks.memory import MemoryStore
 from mizzle.blocks.store import BlockStore
@@ -57,9 +58,11 @@ MISMATCHES: dict[str, tuple[Call, Call, str, str]] = {
 
 @pytest.mark.parametrize("case", MISMATCHES)
 @pytest.mark.parametrize("odd", [0, 1, 2])
-def test_ranks_that_call_different_things_are_all_refused_by_name(case: str, odd: int) -> None:
+@pytest.mark.parametrize("near", [False, True])
+def test_ranks_that_call_different_things_are_all_refused_by_name(case: str, odd: int, *, near: bool) -> None:
     usual, other, usual_text, other_text = MISMATCHES[case]
-    found = outcomes(memory_stores(3), lambda store: (other if store.rank == odd else usual)(Communicator(store)))
+    with shared(3) if near else memory(3, in_place=False) as opened:
+        found = outcomes(opened.stores, lambda store: (other if store.rank == odd else usual)(Communicator(store)))
     agreeing = ", ".join(str(rank) for rank in range(3) if rank != odd)
     for error in found:
         assert isinstance(error, CollectiveMismatch), error

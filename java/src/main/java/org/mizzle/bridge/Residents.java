@@ -57,8 +57,10 @@ final class Residents {
     resident.nextAlarm();
     resident.underWay = null;
     boolean stays = rank >= 0 && resident.run != null && order.kind != Order.RELEASE;
+    // One that gives up after a group did that group as the rank it was.
+    int doer = order.kind == Order.GROUP ? resident.rank : rank;
     resident.rank = stays ? rank : -1;
-    order.done.complete(new Order.Outcome(false, rank, outcome));
+    order.done.complete(new Order.Outcome(false, doer, outcome));
     if (!stays) {
       rest(resident);
     } else if (resident.released) {

@@ -118,6 +118,17 @@ final class GroupAttemptTest {
     check(zero.orders.isEmpty(), "it was told once");
   }
 
+  void aResidentThatGivesUpAfterAGroupIsFreeForOtherRuns() throws Exception {
+    FakeResident two = resident(2);
+    Attempt attempt = new Attempt(5, 2, 0);
+    two.next(Order.GROUP);
+    two.serve(-1, "failed");
+    equal("0 2 failed", attempt.get());
+    residents.hires().add(
+        new Hire("other", 0, new byte[0], false, new FakeAsker()), LONG_MS);
+    equal("other", two.next(Order.START).run);
+  }
+
   void aProcessThatDiesIsReported() throws Exception {
     FakeResident zero = resident(0);
     Attempt attempt = new Attempt(5, 0, 0);
