@@ -310,6 +310,14 @@ def test_the_resident_of_a_task_that_goes_away_is_released(scene: Scene) -> None
     asker._socket.shutdown(socket.SHUT_RDWR)
     thread.join(SOON_S)
     asker.close()
+
+    def is_expected_back() -> bool:
+        try:
+            return scene.hire(0, wait=False, within_s=0.2) is not None
+        except CollectiveTimeout:
+            return True
+
+    assert eventually(is_expected_back, within_s=SOON_S)
     goes_on.set()
     slow.expect(OrderKind.RELEASE)
     with pytest.raises(Empty):

@@ -124,8 +124,7 @@ final class GroupAttemptTest {
     two.next(Order.GROUP);
     two.serve(-1, "failed");
     equal("0 2 failed", attempt.get());
-    residents.hires().add(
-        new Hire("other", 0, new byte[0], false, new FakeAsker()), LONG_MS);
+    residents.hires().add(new Hire("other", 0, new byte[0], false, new FakeAsker()), LONG_MS);
     equal("other", two.next(Order.START).run);
   }
 
