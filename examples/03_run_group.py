@@ -1,4 +1,4 @@
-"""Any iterative job, not only deep learning: k-means, whose iterations run inside one Spark job, between peers.
+"""Any function in N tasks at once, with collectives between them: power iteration on a matrix cut into rows.
 
 Run it as: python examples/03_run_group.py [master]
 """
@@ -6,41 +6,33 @@ Run it as: python examples/03_run_group.py [master]
 import sys
 
 import numpy as np
-import numpy.typing as npt
 
 import mizzle
 
-CENTRES = np.array([[0.0, 0.0], [5.0, 5.0], [0.0, 5.0]], dtype=np.float32)
+SIZE, RANKS = 300, 2
 
 
-def kmeans(context: mizzle.RankContext) -> npt.NDArray[np.float32]:
-    """Each rank has points of its own; after every iteration all ranks hold the same centres."""
-    noise = np.random.default_rng(context.rank)
-    points = (CENTRES[noise.integers(3, size=3000)] + noise.normal(0, 0.4, (3000, 2))).astype(np.float32)
-
-    # rank 0 chooses where to begin: points far from each other
-    start = points[:1]
-    for _ in range(2):
-        start = np.vstack([start, points[((points[:, None] - start) ** 2).sum(2).min(1).argmax()]])
-    centres = np.asarray(context.broadcast(start, root=0))
-    for _ in range(20):
-        nearest = ((points[:, None] - centres[None]) ** 2).sum(2).argmin(1)
-        sums = np.zeros((3, 3), dtype=np.float32)  # per centre: sum of x, sum of y, number of points
-        np.add.at(sums, nearest, np.column_stack([points, np.ones(len(points), np.float32)]))
-        total = np.asarray(context.all_reduce(sums))
-        centres = total[:, :2] / np.maximum(total[:, 2:], 1)
-    return centres
+def largest_eigenvalue(context: mizzle.RankContext) -> float:
+    """Every rank makes its own rows of a symmetric matrix; a product with a vector needs one all-gather."""
+    everything = np.random.default_rng(7).normal(loc=1, size=(SIZE, SIZE))
+    mine = np.array_split(everything @ everything.T, context.size)[context.rank]
+    vector = np.full(SIZE, SIZE**-0.5)
+    for _ in range(50):
+        product = np.concatenate(context.all_gather(mine @ vector))
+        vector = product / np.linalg.norm(product)
+    return float(np.linalg.norm(product))
 
 
 def main(master: str = "local[2]") -> None:
     """Run it on two ranks."""
-    spark = mizzle.session(master, app_name="k-means")
-    found = mizzle.run_group(spark, kmeans, ranks=2)
-
-    assert (found[0] == found[1]).all(), "all ranks hold the same bits"
-    for x, y in sorted(found[0].tolist()):
-        print(f"centre {x:.2f} {y:.2f}")
+    spark = mizzle.session(master, app_name="power iteration")
+    found = mizzle.run_group(spark, largest_eigenvalue, ranks=RANKS)
     spark.stop()
+
+    matrix = np.random.default_rng(7).normal(loc=1, size=(SIZE, SIZE))
+    exact = float(np.linalg.eigvalsh(matrix @ matrix.T)[-1])
+    assert found[0] == found[1], "all ranks hold the same bits"
+    print(f"largest eigenvalue {found[0]:.4f}, numpy {exact:.4f}")
 
 
 if __name__ == "__main__":

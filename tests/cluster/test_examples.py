@@ -17,7 +17,9 @@ EXAMPLES = Path(__file__).parents[2] / "examples"
     [
         ("01_all_reduce.py", [], "sum 28.0, mean 3.5, float32, 1,000,000 elements"),
         ("02_train_digits.py", ["local[2]", "2"], "test accuracy 0."),
-        ("03_run_group.py", [], "centre 5.0"),
+        ("03_run_group.py", [], "largest eigenvalue 9"),
+        ("04_kmeans.py", [], "inertia"),
+        ("05_logistic_regression.py", [], "coefficients equal scikit-learn's"),
     ],
 )
 def test_an_example_runs_and_prints_its_result(name: str, arguments: list[str], shown: str) -> None:
@@ -37,4 +39,6 @@ def test_every_example_is_tried() -> None:
         "01_all_reduce.py",
         "02_train_digits.py",
         "03_run_group.py",
+        "04_kmeans.py",
+        "05_logistic_regression.py",
     ]

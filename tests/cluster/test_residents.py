@@ -244,6 +244,9 @@ def test_a_cancelled_group_ends_ranks_that_wait_for_each_other(scene: Scene, tra
     lags.set()
     for rank in ranks:
         rank.client.close()
+    scene.bridge.end(scene.run)
+    kept = [f"test_mizzle-{kind}.{scene.run}" for kind in ("bell", "alarm", "reason")]
+    assert eventually(lambda: not any(map(scene.client.count_blocks, kept)), within_s=SOON_S)
 
 
 def test_at_the_end_of_its_run_a_resident_is_released_and_serves_the_next(scene: Scene) -> None:

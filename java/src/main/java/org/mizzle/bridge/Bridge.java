@@ -105,13 +105,18 @@ final class Bridge implements Closeable {
     }
   }
 
-  /** A resident is to end within its group, and its peers with it. */
+  /**
+   * A resident is to end within its group, and its peers with it. Not on the caller's thread, which
+   * is a task's: Spark would count the lock that pins the reason's block as the task's, and drop it.
+   */
   private void abort(String run, int generation, int rank, String why) {
-    Member member = runs.member(run, generation, rank);
-    if (member != null) {
-      new Farewell(this, member).abort(why);
-      member.halt();
-    }
+    timer.execute(() -> {
+      Member member = runs.member(run, generation, rank);
+      if (member != null) {
+        new Farewell(this, member).abort(why);
+        member.halt();
+      }
+    });
   }
 
   Blocks blocks() {
