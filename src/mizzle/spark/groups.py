@@ -17,7 +17,7 @@ from mizzle.blocks.deadline import Deadline
 from mizzle.config import Transport
 from mizzle.errors import CollectiveTimeout, ConfigError, ModelError
 from mizzle.spark.driver import DriverSide, await_slots, classic_context, has_dynamic_allocation, task_slots
-from mizzle.spark.jobs import run_tagged
+from mizzle.spark.jobs import RunJobs
 from mizzle.spark.orders import JoinTerms
 from mizzle.spark.outcome import Outcome, raise_cause
 from mizzle.spark.worker import GroupJob, RankContext, run_rank
@@ -42,7 +42,8 @@ def run_job(context: SparkContext, job: GroupJob, rows: RDD[Any] | None = None, 
     size = job.terms.size
     source = context.parallelize(range(size), size) if rows is None else rows
     ranks: RDD[Outcome] = source.mapPartitionsWithIndex(partial(run_rank, job))
-    outcomes = run_tagged(context, job.terms.run, title, ranks.collect)
+    with RunJobs(context, job.terms.run) as jobs:
+        outcomes = jobs.run(title, ranks.collect)
     raise_cause(outcomes)
     return [outcome.result() for outcome in sorted(outcomes, key=lambda outcome: outcome.rank)]
 

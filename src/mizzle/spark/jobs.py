@@ -1,4 +1,4 @@
-"""Spark jobs of a run: each in a thread, under the run's tag, with a description for Spark's UI.
+"""Spark jobs of a run: in a thread of their own, under the run's tag, each with a description for Spark's UI.
 
 A job tag, unlike a job group, leaves the caller's own job group in force; cancelling a run cancels exactly its jobs.
 """
@@ -6,8 +6,10 @@ A job tag, unlike a job group, leaves the caller's own job group in force; cance
 from __future__ import annotations
 
 from collections.abc import Callable
-from concurrent.futures import Future
-from typing import TypeVar
+from concurrent.futures import Future, wait
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any, Self, TypeVar
 
 from py4j.protocol import Py4JError
 from pyspark import InheritableThread, SparkContext
@@ -20,49 +22,78 @@ _CANCEL_S = 15.0
 """How long the tasks of an interrupted job have to end: Spark kills a Python worker after some 4 s."""
 
 
-def job_tag(run: str) -> str:
-    """The tag of a run's jobs, ``SparkContext.cancelJobsWithTag`` ends them."""
-    return f"mizzle-{run}"
+class RunJobs:
+    """The thread that a run's jobs are started from. A context manager.
 
-
-def run_tagged(context: SparkContext, run: str, title: str, work: Callable[[], _T]) -> _T:
-    """Do something that starts Spark jobs, in a thread of its own.
-
-    There the description and tag are not the caller's; and an interrupt meets a wait of ours, not py4j in the middle
-    of an answer, so that the caller's way to the JVM stays sound.
-
-    Args:
-        context: the driver's Spark context.
-        run: the run's id.
-        title: what is done, for the job's description in Spark's UI: "mizzle run 3f2a: <title>".
-        work: starts the jobs and waits for them.
-
-    Raises:
-        TaskFailed: Spark gave the job up.
-        KeyboardInterrupt: as usual; the run's jobs, and no others, were cancelled.
+    There description and tag are not the caller's; and an interrupt meets a wait of ours, not py4j in the middle of an
+    answer, so that the caller's way to the JVM stays sound. One thread for all jobs of a run, because py4j makes a
+    connection and a thread in the JVM for each.
     """
-    found: Future[_T] = Future()
 
-    def act() -> None:
+    def __init__(self, context: SparkContext, run: str) -> None:
+        """Start it.
+
+        Args:
+            context: the driver's Spark context.
+            run: the run's id.
+        """
+        self._context, self._run = context, run
+        self._tag = f"mizzle-{run}"
+        self._orders: SimpleQueue[tuple[str, Callable[[], Any], Future[Any]] | None] = SimpleQueue()
+        self._thread = InheritableThread(target=self._serve, name=self._tag, daemon=True)
+        self._thread.start()
+
+    def run(self, title: str, work: Callable[[], _T]) -> _T:
+        """Do something that starts Spark jobs, and wait for it.
+
+        Args:
+            title: what is done, for the jobs' description in Spark's UI: "mizzle run 3f2a: <title>".
+            work: starts the jobs and waits for them.
+
+        Raises:
+            TaskFailed: Spark gave the job up.
+            KeyboardInterrupt: as usual; the run's jobs, and no others, were cancelled.
+        """
+        found: Future[_T] = Future()
+        self._orders.put((title, work, found))
         try:
-            context.addJobTag(job_tag(run))
-            context.setInterruptOnCancel(interruptOnCancel=True)
-            context.setLocalProperty("spark.job.description", f"mizzle run {run[:4]}: {title}")
-            found.set_result(work())
-        except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
-            found.set_exception(error)
+            return found.result()
+        except (Py4JError, PySparkException) as error:
+            # Without the JVM's stack, which says nothing about the cause.
+            text = str(error).partition("\nDriver stacktrace:")[0]
+            raise TaskFailed(f"run {self._run[:4]}, {title}: the job failed in Spark: {text}") from error
+        except BaseException:
+            if not found.done():
+                self._context.cancelJobsWithTag(self._tag)
+                wait([found], _CANCEL_S)
+            raise
 
-    thread = InheritableThread(target=act, name=job_tag(run), daemon=True)
-    thread.start()
-    try:
-        return found.result()
-    except (Py4JError, PySparkException) as error:
-        # Without the JVM's stack, which says nothing about the cause.
-        text = str(error).partition("\nDriver stacktrace:")[0]
-        raise TaskFailed(f"run {run[:4]}, {title}: the job failed in Spark: {text}") from error
-    except BaseException:
-        if not found.done():
-            context.cancelJobsWithTag(job_tag(run))
-        raise
-    finally:
-        thread.join(_CANCEL_S)
+    def __enter__(self) -> Self:
+        """Itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close."""
+        self.close()
+
+    def close(self) -> None:
+        """End the thread."""
+        self._orders.put(None)
+        self._thread.join(_CANCEL_S)
+
+    def _serve(self) -> None:
+        context = self._context
+        prepared = False
+        while (order := self._orders.get()) is not None:
+            title, work, found = order
+            try:
+                if not prepared:
+                    context.addJobTag(self._tag)
+                    context.setInterruptOnCancel(interruptOnCancel=True)
+                    prepared = True
+                context.setLocalProperty("spark.job.description", f"mizzle run {self._run[:4]}: {title}")
+                found.set_result(work())
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that waits
+                found.set_exception(error)

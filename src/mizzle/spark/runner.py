@@ -25,7 +25,7 @@ from mizzle.errors import Misplaced, PeerLost
 from mizzle.scheduling.plan import Group
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.hiring import Hiring
-from mizzle.spark.jobs import run_tagged
+from mizzle.spark.jobs import RunJobs
 from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
 from mizzle.spark.orders import JoinTerms
 from mizzle.spark.outcome import Failure, Outcome, raise_cause
@@ -92,8 +92,9 @@ class GroupRunner:
         self._executors = tuple(executors or ())
         self._work: Broadcast[bytes] = context.broadcast(work)
         self._jvm = JvmGroups(context)
+        self._jobs = RunJobs(context, run)
         self._generation = -1
-        self._jobs = 0
+        self._orders = 0
         self._prepared: Any = None
 
     def run_group(self, group: Group, order: object) -> GroupRun:
@@ -149,7 +150,7 @@ class GroupRunner:
         for _ in range(_PLACEMENTS):
             tasks = placed(self._context, self._locations([self._executors[rank] for rank, _ in wanted]))
             chunks = tasks.mapPartitionsWithIndex(partial(_read_memory, memories))
-            found = run_tagged(self._context, self._run, "results", chunks.collect)
+            found = self._jobs.run("results", chunks.collect)
             parts = [b"".join(chunk for at, chunk in found if at == number) for number in range(len(wanted))]
             if all(len(part) == memory.num_bytes for part, memory in zip(parts, memories, strict=True)):
                 return parts
@@ -163,6 +164,7 @@ class GroupRunner:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Drop the broadcast. The bridges drop the rest when the run ends."""
+        self._jobs.close()
         try:
             self._work.destroy()
         except (Py4JError, PySparkException) as error:
@@ -178,7 +180,7 @@ class GroupRunner:
             Hiring(terms, self._work, boundary, with_rows=self._rows is not None)
         )
         title = f"{self._size} ranks take their places"
-        outcomes: list[Outcome] = run_tagged(self._context, self._run, title, hired.collect)
+        outcomes: list[Outcome] = self._jobs.run(title, hired.collect)
         raise_cause(outcomes)
         by_rank = sorted(outcomes, key=lambda outcome: outcome.rank)
         self._executors = tuple(outcome.executor_id for outcome in by_rank)
@@ -192,10 +194,10 @@ class GroupRunner:
         return self._context.parallelize(range(self._size), self._size)
 
     def _run_once(self, title: str, pickled: bytes) -> GroupRun:
-        self._jobs += 1
-        run_job = partial(self._jvm.run, self._prepared, self._jobs, pickled)
+        self._orders += 1
+        run_job = partial(self._jvm.run, self._prepared, self._orders, pickled)
         begun, cpu_s = time.perf_counter(), self._cpu_s()
-        found = run_tagged(self._context, self._run, title, run_job)
+        found = self._jobs.run(title, run_job)
         wall_s, cpu_s = time.perf_counter() - begun, self._cpu_s() - cpu_s
         if any(result.status is TaskStatus.AWAY for result in found):
             raise Misplaced("a task was started away from its rank")
