@@ -6,7 +6,7 @@ import os
 import signal
 import sys
 import threading
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any
 
 import numpy as np
@@ -243,35 +243,27 @@ def test_cancelling_a_runs_tag_ends_it_and_no_other(spark_local: SparkSession) -
     started = threading.Event()
     tags: list[str] = []
 
-    def note(_boundary: Boundary) -> None:
-        tags.extend(tag for tag in _active_tags(spark_local) if tag not in tags)
-        started.set()
+    def note(boundary: Boundary) -> None:
+        if boundary.iteration == 50:
+            tags.append(_tag_of_last_job(spark_local))
+            started.set()
 
     with ThreadPoolExecutor(2) as pool:
         run = pool.submit(
             iterate, None, endless, iterations=10**9, group_size=50, ranks=2, spark=spark_local, on_boundary=note
         )
         assert started.wait(60)
-        tag = _first_running_tag(spark_local)
         other = pool.submit(run_add_up, spark_local, iterations=40, group_size=1)
-        context.cancelJobsWithTag(tag)
+        while not run.done():  # between two groups there is no job to cancel
+            context.cancelJobsWithTag(tags[0])
+            wait([run], timeout=0.02)
         with pytest.raises(TaskFailed, match="cancel"):
-            run.result(60)
+            run.result(0)
         assert other.result(60).iterations == 40
 
 
-def _active_tags(spark: SparkSession) -> list[str]:
-    tags = []
-    for job in _jobs(spark):
-        if str(job.status()) == "RUNNING":
-            found = job.jobTags()
-            tags += [str(found.apply(at)) for at in range(found.size())]
-    return [tag for tag in tags if tag.startswith("mizzle-")]
-
-
-def _first_running_tag(spark: SparkSession) -> str:
-    for _ in range(10_000):
-        tags = _active_tags(spark)
-        if tags:
-            return tags[0]
-    raise AssertionError("no job of a run is running")
+def _tag_of_last_job(spark: SparkSession) -> str:
+    last = max(_jobs(spark), key=lambda job: int(job.jobId()))
+    found = last.jobTags()
+    (tag,) = (tag for tag in (str(found.apply(at)) for at in range(found.size())) if tag.startswith("mizzle-"))
+    return tag

@@ -32,6 +32,8 @@ from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
 SOON_S = 20.0
 LATE_S = 100.0
 """Deadline of what must end long before it."""
+ENDS_WHO_READS_IT = b"cos\n_exit\n(I0\ntR."
+"""A pickle."""
 NO_PID = 1 << 31
 """Linux ends at 2^22, so no process is ever killed by mistake."""
 
@@ -123,10 +125,20 @@ class Scene:
         return found
 
 
+def end_idle_processes(scene: Scene) -> None:
+    """Have real residents end that other tests of this session have left idle."""
+    for _ in range(100):
+        with suppress(BridgeLost):
+            if hire(scene.client, scene.run, 0, ENDS_WHO_READS_IT, wait=False, deadline=Deadline.after(SOON_S)) is None:
+                return
+    raise AssertionError("there are always more")
+
+
 @pytest.fixture
 def scene(spark_local: SparkSession, local_bridge: LocalBridge) -> Iterator[Scene]:
     with local_bridge.driver.run() as run:
         made = Scene(spark_local, local_bridge, run)
+        end_idle_processes(made)
         yield made
     for resident in made.residents:
         resident.die()

@@ -40,7 +40,8 @@ public final class GroupJobs {
     AtomicReferenceArray<byte[]> results = new AtomicReferenceArray<>(count);
     boolean[] isFutile = new boolean[1];
     SparkContext context = ranks.context();
-    String tag = "mizzle-job-" + UUID.randomUUID();
+    // Not named like the tags of runs: it is nobody else's to look for.
+    String tag = "one-group-" + UUID.randomUUID();
     context.addJobTag(tag);
     try {
       context.runJob(ranks, new GroupWork(ranks.run, ranks.generation, group, order), all(count),
