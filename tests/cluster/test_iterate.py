@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor, wait
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,17 @@ import pytest
 from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
+from cluster.trainings import put_away_once
 from mizzle.config import RunConfig
-from mizzle.errors import CollectiveMismatch, ConfigError, DataError, MizzleError, PeerLost, TaskFailed
+from mizzle.errors import (
+    CollectiveMismatch,
+    CollectiveTimeout,
+    ConfigError,
+    DataError,
+    MizzleError,
+    PeerLost,
+    TaskFailed,
+)
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.iterate import Boundary, IterationResult, iterate
 from mizzle.spark.step import StepContext
@@ -109,6 +119,43 @@ def test_a_rank_keeps_its_process_through_a_run_and_the_next_run_finds_it(spark_
     assert len({value[0] for value in first.values}) == 2
 
 
+def two_metrics(ctx: StepContext, _batch: object) -> dict[str, float]:
+    return {"a": 1.0, "b": 10.0} if ctx.rank else {"b": 30.0, "a": 3.0}
+
+
+def test_metrics_are_averaged_by_their_names(spark_local: SparkSession) -> None:
+    result = iterate(None, two_metrics, iterations=3, ranks=2, spark=spark_local)
+    assert result.metrics == {"a": [2.0] * 3, "b": [20.0] * 3}
+
+
+def import_added(_ctx: StepContext, _batch: object) -> dict[str, float]:
+    import added_later  # type: ignore[import-not-found]
+
+    return {"value": added_later.VALUE}
+
+
+def test_a_module_that_was_added_to_the_application_later_is_found(spark_local: SparkSession, tmp_path: Path) -> None:
+    run_add_up(spark_local, iterations=2)  # residents are there
+    module = tmp_path / "added_later.py"
+    module.write_text("VALUE = 7.0\n")
+    spark_local.sparkContext.addPyFile(str(module))
+    assert iterate(None, import_added, iterations=1, ranks=2, spark=spark_local).metrics == {"value": [7.0]}
+
+
+def hang_on_rank_one(ctx: StepContext, _batch: object) -> None:
+    if ctx.rank == 1 and ctx.iteration == 3:
+        threading.Event().wait(100)
+    ctx.barrier()
+
+
+def test_a_rank_that_hangs_ends_the_run_soon_after_its_peers_deadline(spark_local: SparkSession) -> None:
+    with pytest.raises(CollectiveTimeout, match="1"):
+        iterate(
+            None, hang_on_rank_one, iterations=9, group_size=9, ranks=2, spark=spark_local, run=RunConfig(timeout_s=3)
+        )
+    assert run_add_up(spark_local, iterations=3).iterations == 3
+
+
 def total_of_column(ctx: StepContext, batch: pa.Table) -> dict[str, float]:
     values = batch.column("value").to_numpy()
     (total,) = ctx.all_reduce(np.array([values.sum()]))
@@ -133,6 +180,21 @@ def test_the_elements_of_an_rdd_are_a_ranks_batch(spark_local: SparkSession) -> 
     assert result.metrics == {"mine": [22.5] * 2, "first": [0.0] * 2}
     with pytest.raises(ConfigError, match="4 partitions cannot be spread over 5 ranks"):
         iterate(rdd, count_elements, iterations=2, ranks=5)
+
+
+def add_elements(ctx: StepContext, batch: list[int]) -> dict[str, float]:
+    ctx.state = ctx.state * 0.5 + float(ctx.all_reduce(np.array([sum(batch) * (ctx.iteration + ctx.rank)]))[0])
+    return {"state": ctx.state}
+
+
+def test_ranks_that_settle_anew_find_their_elements_and_state(
+    spark_local: SparkSession, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rdd = spark_local.sparkContext.parallelize(range(10), 4)
+    how: dict[str, Any] = {"iterations": 9, "group_size": 2, "ranks": 2, "state": 1.0, "finish": final_state}
+    undisturbed = iterate(rdd, add_elements, **how)
+    put_away_once(monkeypatch, (0, 3, 4, 8))
+    assert iterate(rdd, add_elements, **how).metrics == undisturbed.metrics
 
 
 def stop_at_twelve(ctx: StepContext, _batch: object) -> dict[str, float]:
@@ -177,6 +239,14 @@ def stop_alone(ctx: StepContext, _batch: object) -> None:
         ctx.stop()
 
 
+def differing_metrics(ctx: StepContext, _batch: object) -> dict[str, float]:
+    return {"loss" if ctx.rank else "accuracy": 1.0}
+
+
+def enormous_error(_ctx: StepContext, _batch: object) -> None:
+    raise ValueError("the real reason " + "x" * 3_000_000)
+
+
 def many_metrics(_ctx: StepContext, _batch: object) -> dict[str, float]:
     return {f"a name of twenty letters {at}": 1.0 for at in range(17)}
 
@@ -191,6 +261,8 @@ def changing_metrics(ctx: StepContext, _batch: object) -> dict[str, float]:
         (fail_on_rank_one, TaskFailed, "(?s)rank 1 .*boom in iteration 9"),
         (disagree, CollectiveMismatch, "rank"),
         (stop_alone, TaskFailed, r"ctx.stop\(\) was called on some ranks"),
+        (differing_metrics, TaskFailed, "different metrics on different ranks.*accuracy.*loss"),
+        (enormous_error, TaskFailed, "the real reason"),
         (many_metrics, ConfigError, "at most 16 numbers"),
         (changing_metrics, TaskFailed, "return the same"),
     ],
@@ -208,6 +280,10 @@ def test_wrong_arguments_are_refused_before_anything_starts(spark_local: SparkSe
         iterate([1, 2], add_up, iterations=1)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="needs the session"):
         iterate(None, add_up, iterations=1)
+    with pytest.raises(ConfigError, match="iterations is 0"):
+        run_add_up(spark_local, iterations=0)
+    with pytest.raises(ConfigError, match="shards is 4"):
+        run_add_up(spark_local, run=RunConfig(shards=4))
     with pytest.raises(ConfigError, match="group_size is 0"):
         run_add_up(spark_local, group_size=0)
     with pytest.raises(ConfigError, match="100 ranks need 100 task slots"):

@@ -11,7 +11,7 @@ import torch
 from pyspark import cloudpickle
 from pyspark.sql import DataFrame, SparkSession
 
-from cluster.trainings import assert_equal_bits, frame, trainer
+from cluster.trainings import assert_equal_bits, frame, put_away_once, trainer
 from mizzle.config import GroupSize
 from mizzle.errors import ConfigError, DataError
 from mizzle.spark.trainer import TrainingResult
@@ -67,6 +67,16 @@ def test_no_group_size_changes_weights_schedule_or_validation(
     assert [one.iteration for one in result.history.evaluations] == [6, 13, 20, 27, 29]
     assert all(one.rows == 37 for one in result.history.evaluations)
     assert sum(group.size for group in result.history.groups) == 30
+
+
+def test_ranks_that_settle_anew_go_on_with_the_same_bits(
+    spark_local: SparkSession, whole: TrainingResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = put_away_once(monkeypatch, (0, 3, 4, 8))
+    result = grouped(spark_local, 7, max_iterations=30, validate_every=7)
+    assert len(given) == 4 + 7 + 1, "four in vain, seven groups, the end"
+    assert_equal_bits(whole, result)
+    assert points(result) == points(whole)
 
 
 def test_groups_end_at_triggers_and_say_why(whole: TrainingResult) -> None:

@@ -6,14 +6,18 @@ Executors cannot import the tests, so that the classes and functions in them tra
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from typing import Any
 
+import pytest
 import torch
 from pyspark import cloudpickle
 from pyspark.sql import DataFrame, SparkSession
 from torch import nn
 
 from mizzle.config import RunConfig
+from mizzle.errors import Misplaced
+from mizzle.spark.runner import GroupRun, GroupRunner
 from mizzle.spark.trainer import Trainer, TrainingResult
 from unit.training import runs
 from unit.training.runs import NUM_SHARDS, Outcome, Rows, Training
@@ -54,6 +58,25 @@ def trainer(training: Training, ranks: int = 2, *, run: dict[str, Any] | None = 
 def fit(spark: SparkSession, training: Training, ranks: int = 2, **how: Any) -> TrainingResult:
     """Fit it on its own rows."""
     return trainer(training, ranks, **how).fit(frame(spark, training.data), features="x", label="y")
+
+
+def put_away_once(monkeypatch: pytest.MonkeyPatch, orders: Sequence[int]) -> list[int]:
+    """As if Spark had started a task of these orders away from its rank, once each: the ranks settle anew.
+
+    Returns:
+        The orders that were given, in the end.
+    """
+    given: list[int] = []
+    run_once = GroupRunner._run_once
+
+    def away(self: GroupRunner, title: str, pickled: bytes) -> GroupRun:
+        given.append(len(given))
+        if given[-1] in orders:
+            raise Misplaced("as if a task had been started away from its rank")
+        return run_once(self, title, pickled)
+
+    monkeypatch.setattr(GroupRunner, "_run_once", away)
+    return given
 
 
 def assert_equal_bits(*results: TrainingResult) -> None:

@@ -83,7 +83,8 @@ class GroupTiming:
     Attributes:
         size: its iterations, at least 1.
         wall_s: seconds from launching its job to the job's end, as the driver saw it.
-        scheduling_s: of these, what the rank that was longest in its iterations did not spend in them.
+        scheduling_s: of these, what the rank that started last did not spend in iterations: launching, waiting for the
+            last task to start, keeping the boundary.
     """
 
     size: int

@@ -11,6 +11,9 @@ from collections.abc import Callable
 from mizzle.errors import Misplaced
 from mizzle.spark.worker import RankContext
 
+_REGIONS = ("state0", "state1")
+_PAGE = 4096
+
 
 def keep_state(context: RankContext, boundary: int, num_bytes: int, write: Callable[[memoryview], int]) -> None:
     """Leave this rank's state behind, for `find_state`.
@@ -21,12 +24,15 @@ def keep_state(context: RankContext, boundary: int, num_bytes: int, write: Calla
         num_bytes: at least as many as ``write`` needs.
         write: writes the state into memory of that size and returns its length in bytes.
     """
-    last = json.loads(context.label or b"{}")
-    name = "state1" if last.get("region") == "state0" else "state0"
-    region = context.arena.region(name, num_bytes)
+    kept = _kept(context)
+    # The older of the two is overwritten; its label goes first, so that a torn state is never found.
+    name = min(_REGIONS, key=lambda region: kept.get(region, {}).get("boundary", -1))
+    if kept.pop(name, None) is not None:
+        context.set_label(json.dumps(kept).encode())
+    region = context.arena.region(name, max(_PAGE, 1 << (num_bytes - 1).bit_length()))
     length = write(memoryview(region.buffer)[:num_bytes])
-    label = json.dumps({"rank": context.rank, "boundary": boundary, "region": name, "bytes": length}).encode()
-    context.set_label(label)
+    kept[name] = {"rank": context.rank, "boundary": boundary, "bytes": length}
+    context.set_label(json.dumps(kept).encode())
 
 
 def find_state(context: RankContext, boundary: int) -> memoryview | None:
@@ -37,11 +43,16 @@ def find_state(context: RankContext, boundary: int) -> memoryview | None:
     """
     if boundary == 0:
         return None
-    label = json.loads(context.label or b"{}")
-    region = context.arena.find(label.get("region", ""))
-    if region is None or (label["rank"], label["boundary"]) != (context.rank, boundary):
-        raise Misplaced(
-            f"rank {context.rank} was started on executor {context.executor_id}, away from its state at iteration "
-            f"{boundary}"
-        )
-    return memoryview(region.buffer)[: label["bytes"]]
+    for name, label in _kept(context).items():
+        region = context.arena.find(name)
+        if region is not None and (label["rank"], label["boundary"]) == (context.rank, boundary):
+            return memoryview(region.buffer)[: label["bytes"]]
+    raise Misplaced(
+        f"rank {context.rank} was started on executor {context.executor_id}, away from its state at iteration "
+        f"{boundary}"
+    )
+
+
+def _kept(context: RankContext) -> dict[str, dict[str, int]]:
+    kept: dict[str, dict[str, int]] = json.loads(context.label or b"{}")
+    return kept

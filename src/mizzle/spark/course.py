@@ -42,7 +42,7 @@ def play(
     sizer: GroupSizer,
     order_of: Callable[[Group], object],
     metrics_of: Callable[[Any], GroupMetrics],
-    run: str,
+    largest: Callable[[], int] | None = None,
 ) -> Iterator[Played]:
     """Run groups from iteration 0 until the last, or until the caller stops asking, or the ranks stopped early.
 
@@ -52,27 +52,30 @@ def play(
         sizer: says how large the next group may be.
         order_of: what the ranks are told for a group.
         metrics_of: what a rank returned -> its metrics; fewer iterations than ordered mean that the ranks stopped.
-        run: the run's id, for the log.
+        largest: how many iterations an order can describe now; None: any number.
 
     Raises:
         MizzleError: as `GroupRunner.run_group` does.
     """
     first = number = 0
     while first < triggers.num_iterations:
-        group = triggers.next_group(number, first, sizer.decision.size, limit=sizer.decision.limit)
+        size, limit = sizer.decision.size, sizer.decision.limit
+        if largest is not None and largest() < size:
+            size, limit = largest(), "order size"
+        group = triggers.next_group(number, first, size, limit=limit)
         done = runner.run_group(group, order_of(group))
         metrics = [
             replace(metrics_of(result), span_s=span) for result, span in zip(done.results, done.spans, strict=True)
         ]  # fmt: skip
-        iterating_s = max(one.iterating_s for one in metrics)
-        evaluate_s = max(one.evaluate_s for one in metrics)
-        timing = GroupTiming(metrics[0].iterations, done.wall_s, max(0.0, done.wall_s - iterating_s - evaluate_s))
+        # The rank that started last waited for nobody: its time in iterations is what the group really took.
+        working_s = min(one.iterating_s + one.evaluate_s for one in metrics)
+        timing = GroupTiming(metrics[0].iterations, done.wall_s, max(0.0, done.wall_s - working_s))
         reason = sizer.observe(timing).reason
         record = GroupRecord.of(
             metrics, number=number, first=first, epoch=group.epoch, cut=group.cut, wall_s=done.wall_s,
             driver_cpu_s=done.driver_cpu_s, decision=reason,
         )  # fmt: skip
-        _note(run, record)
+        _note(runner.run, record)
         yield Played(group, done.results, metrics, record)
         if record.size < group.size:
             return

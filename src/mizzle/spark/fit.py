@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 
 import safetensors.torch
 import torch
@@ -25,6 +26,9 @@ from mizzle.training.loss_log import LossLog
 from mizzle.training.schedule import HyperSchedule
 from mizzle.training.spec import TrainingSpec
 from mizzle.training.stopping import EarlyStopping, StoppingState
+
+_ORDER_BYTES = 512 * 1024
+"""Of hyper-parameters in one group's order: the bridge takes 1 MiB."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +87,10 @@ def run_fit(
     def order_of(group: Group) -> TrainOrder:
         return TrainOrder(group, tuple(schedule.ahead(group.size)), evaluate=plan.validates(group))
 
+    largest = partial(schedule.fits, _ORDER_BYTES)
     pickled: bytes = cloudpickle.dumps(work)  # type: ignore[no-untyped-call]
     with GroupRunner(context, driver, run, plan.layout, pickled, size=size, executors=executors) as runner:
-        for played in play(runner, plan.triggers, sizer, order_of, GroupMetrics.unpack, run):
+        for played in play(runner, plan.triggers, sizer, order_of, GroupMetrics.unpack, largest):
             history.add_group(played.record, played.metrics)
             progress.update(history, played.record.rows, played.record.wall_s)
             evaluation = played.metrics[0].evaluation

@@ -19,6 +19,7 @@ from pyspark import Broadcast, cloudpickle
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.residence import hire
+from mizzle.errors import BridgeLost
 from mizzle.spark.orders import JoinTerms, StartOrder
 from mizzle.spark.outcome import Failure, Outcome
 
@@ -44,7 +45,11 @@ class Hiring:
         # A task that leaves its input unread costs Spark the Python worker.
         kept = list(rows)
         try:
-            yield self._hire(task, kept)
+            try:
+                outcome = self._hire(task, kept)
+            except BridgeLost:
+                outcome = self._hire(task, kept)  # the resident that was idle here was already on its way out
+            yield outcome
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the outermost frame
             yield Outcome(task, -1, failure=Failure.of(error))
 
@@ -58,7 +63,7 @@ class Hiring:
             if self.with_rows:
                 pickled: bytes = cloudpickle.dumps(rows)  # type: ignore[no-untyped-call]
                 given = stack.enter_context(_memory(pickled))
-            order = StartOrder(terms, task if self.with_rows else -1, self.boundary, work, given)
+            order = StartOrder(terms, task if self.with_rows else -1, self.boundary, work, given, tuple(sys.path))
             payload: bytes = cloudpickle.dumps(order)  # type: ignore[no-untyped-call]
             told = hire(client, terms.run, terms.generation, payload, wait=False, deadline=deadline)
             if told is None:

@@ -14,7 +14,7 @@ from pyspark import RDD, SparkContext, cloudpickle
 from pyspark.sql import DataFrame, SparkSession
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.config import GroupSize, RunConfig
+from mizzle.config import GroupSize, RunConfig, check_count
 from mizzle.errors import ConfigError, TaskFailed
 from mizzle.scheduling.plan import Triggers
 from mizzle.scheduling.tuner import TunerConfig, sizer_for
@@ -68,7 +68,7 @@ def iterate(
     step_fn: StepFunction,
     *,
     iterations: int,
-    group_size: GroupSize = "auto",
+    group_size: GroupSize | None = None,
     state: Any = None,  # noqa: ANN401 - the user's
     prepare: Callable[[Any], Any] | None = None,
     finish: Callable[[StepContext, Any], Any] | None = None,
@@ -85,7 +85,7 @@ def iterate(
             RDD: the list of elements of this rank's partitions. Or None, with ``spark``: then it is None.
         step_fn: one iteration on one rank, see `StepContext`; may return metrics, a dict of numbers.
         iterations: how many, at most.
-        group_size: iterations per Spark job, or "auto": launching jobs takes about 1 % of the time.
+        group_size: iterations per Spark job, or "auto" (the default): launching jobs takes about 1 % of the time.
         state: what ``ctx.state`` is at first; or a function ``state(ctx, batch)`` that makes it on each rank.
         prepare: makes ``batch`` out of the rows, once: ``prepare(table)``, numpy arrays for example.
         finish: called on every rank at the end, ``finish(ctx, batch)``; what it returns comes back.
@@ -102,10 +102,21 @@ def iterate(
         ModelError: a function cannot be sent to the executors.
         TaskFailed: a function failed; has rank, executor and traceback. mizzle's own errors are raised as they are.
     """
-    layout = replace(run or RunConfig(), ranks=ranks or (run or RunConfig()).ranks, group_size=group_size)
+    layout = _layout(run or RunConfig(), ranks, group_size)
+    check_count("iterations", iterations)
     triggers = Triggers(iterations, None, {} if boundary_every is None else {"boundary": boundary_every})
     functions = shipped((step_fn, state, prepare, finish), "step_fn, state, prepare and finish")
     return _iterate(_context_of(data, spark), data, functions, layout, triggers, on_boundary)
+
+
+def _layout(run: RunConfig, ranks: int | None, group_size: GroupSize | None) -> RunConfig:
+    if run.shards is not None:
+        raise ConfigError(f"run.shards is {run.shards}: iterate deals rows to ranks, give ranks")
+    return replace(
+        run,
+        ranks=run.ranks if ranks is None else ranks,
+        group_size=run.group_size if group_size is None else group_size,
+    )
 
 
 def _iterate(
@@ -117,7 +128,7 @@ def _iterate(
     with driver.run() as run, _runner(context, driver, run, data, functions, layout, size=size) as runner:
         sizer = sizer_for(layout.group_size, TunerConfig(max_group_s=layout.max_group_s))
         groups = []
-        for played in play(runner, triggers, sizer, StepOrder, _metrics_of, run):
+        for played in play(runner, triggers, sizer, StepOrder, _metrics_of):
             groups.append(played.record)
             if _is_over(played, triggers, on_boundary):
                 break
@@ -133,7 +144,7 @@ def _runner(
 ) -> GroupRunner:
     """The ranks, with their rows where there are any."""
     columns, paths, executors = _deal(data, run, size) if isinstance(data, DataFrame) else (None, (), None)
-    work: bytes = cloudpickle.dumps(StepWork(functions, paths, columns))  # type: ignore[no-untyped-call]
+    work: bytes = cloudpickle.dumps(StepWork(functions, paths, columns, has_elements=isinstance(data, RDD)))  # type: ignore[no-untyped-call]
     rows = neighbours(data, size) if isinstance(data, RDD) else None
     return GroupRunner(context, driver, run, layout, work, size=size, executors=executors, rows=rows)
 
@@ -155,6 +166,8 @@ def _ranks(context: SparkContext, driver: DriverSide, data: object, layout: RunC
     size = layout.ranks or default_ranks(context, Deadline.after(layout.timeout_s))
     if isinstance(data, RDD):
         partitions = data.getNumPartitions()
+        if partitions == 0:
+            raise ConfigError("the RDD has no partitions: there is nothing to iterate over")
         if layout.ranks is not None and partitions < layout.ranks:
             raise ConfigError(f"an RDD of {partitions} partitions cannot be spread over {layout.ranks} ranks")
         size = min(size, partitions)

@@ -28,8 +28,10 @@ class TaskStatus(IntEnum):
     """Where it ran no resident of the generation was free."""
     DIED = 2
     """Its resident ended within the group."""
+    FAILED = 3
+    """Its resident has ended the order with a failure, and has given its rank up."""
     MISSING = 255
-    """It was cancelled, because another task of the group was away or its resident died."""
+    """It was cancelled, because another task of the group was away, or its resident failed or died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +41,7 @@ class TaskResult:
     Attributes:
         status: see `TaskStatus`.
         rank: the resident's rank, -1 where there is none.
-        body: the resident's outcome; otherwise what there is to say, UTF-8.
+        body: of OUTCOME and FAILED, the resident's outcome; otherwise what there is to say, UTF-8.
     """
 
     status: TaskStatus
@@ -79,7 +81,8 @@ class JvmGroups:
     def run(self, prepared: object, group: int, order: bytes) -> list[TaskResult]:
         """Run one group. The job has the calling thread's tags and description.
 
-        When a task is away or its resident died, the tasks that still run are cancelled, and no other job.
+        When a task is away or its resident died, the tasks that still run are cancelled, and no other job; when a
+        resident failed, those that still run two seconds later are.
 
         Args:
             prepared: from `prepare`.

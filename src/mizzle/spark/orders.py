@@ -38,6 +38,8 @@ class StartOrder:
         boundary: iterations that the run has done.
         work: file with the pickled `ResidentWork`.
         rows: file with the pickled rows, or None.
+        paths: where Python looks for modules in the task that hires: files may have been added to the application
+            since the resident was started.
     """
 
     terms: JoinTerms
@@ -45,3 +47,4 @@ class StartOrder:
     boundary: int
     work: str
     rows: str | None
+    paths: tuple[str, ...]

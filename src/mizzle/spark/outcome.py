@@ -14,6 +14,8 @@ from pyspark import cloudpickle
 
 from mizzle.errors import CollectiveTimeout, Fenced, MizzleError, PeerLost, TaskFailed
 
+_MAX_ERROR_BYTES, _MAX_TEXT, _MAX_TRACE = 64 * 1024, 4 * 1024, 32 * 1024
+
 
 @dataclass(frozen=True, slots=True)
 class Failure:
@@ -33,7 +35,11 @@ class Failure:
     def of(cls, error: BaseException) -> Failure:
         """Describe an exception."""
         text = "".join(traceback.format_exception_only(error)).strip()
-        return cls(text, "".join(traceback.format_exception(error)), _pickled_error(error))
+        trace = "".join(traceback.format_exception(error))
+        pickled = _pickled_error(error)
+        if pickled is not None and len(pickled) > _MAX_ERROR_BYTES:
+            pickled = None  # it holds an array, say: the text has to do
+        return cls(_shortened(text, _MAX_TEXT), _shortened(trace, _MAX_TRACE), pickled)
 
     def error(self) -> BaseException | None:
         """The exception again, where this process can read it."""
@@ -93,6 +99,12 @@ def pickled_value(value: object) -> bytes:
             f"({type(error).__name__}: {error}): return numbers, arrays or tensors"
         ) from error
     return pickled
+
+
+def _shortened(text: str, length: int) -> str:
+    """The text without its middle, where it is too long to be sent."""
+    half = length // 2
+    return text if len(text) <= length else f"{text[:half]} [{len(text) - 2 * half} letters] {text[-half:]}"
 
 
 def _pickled_error(error: BaseException) -> bytes | None:

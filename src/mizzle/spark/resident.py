@@ -8,12 +8,15 @@ group's Spark task only hands it the order and waits (``GroupWork.java``). It is
 from __future__ import annotations
 
 import gc
+import importlib
 import os
 import select
 import signal
 import sys
 import threading
 import time
+from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -22,12 +25,13 @@ from pyspark import cloudpickle
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.residence import MAX_RESULT_BYTES, Order, OrderKind, serve
-from mizzle.errors import BridgeLost, TaskFailed
+from mizzle.errors import BridgeLost, MizzleError, TaskFailed
 from mizzle.spark.orders import StartOrder
 from mizzle.spark.outcome import Failure, Outcome, pickled_value
 from mizzle.spark.worker import RankContext
 
 _CONNECT_S = 30.0
+_LEAVE_S = 5.0
 
 
 class ResidentPart(Protocol):
@@ -67,6 +71,7 @@ class _Residence:
     """A resident's part in one generation of a run."""
 
     def __init__(self, order: StartOrder) -> None:
+        _look_in(order.paths)
         self.client = BridgeClient.connect(Deadline.after(order.terms.timeout_s))
         try:
             work: ResidentWork = cloudpickle.loads(Path(order.work).read_bytes())
@@ -82,7 +87,18 @@ class _Residence:
         try:
             self.part.close()
         finally:
+            # In order: the arena must be free before another process is told to claim it.
+            with suppress(MizzleError):
+                self.client.leave(Deadline.after(_LEAVE_S))
             self.client.close()
+
+
+def _look_in(paths: Sequence[str]) -> None:
+    """Look for modules there as well."""
+    new = [path for path in paths if path not in sys.path]
+    sys.path.extend(new)
+    if new:
+        importlib.invalidate_caches()
 
 
 class _TellPeers:

@@ -8,6 +8,7 @@ generation: what they published is never published again under the same names.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from py4j.protocol import Py4JError
 from pyspark import RDD, Broadcast, SparkContext, cloudpickle
 from pyspark.errors import PySparkException
 
+from mizzle.blocks.deadline import Deadline
 from mizzle.config import RunConfig
 from mizzle.errors import Misplaced, PeerLost
 from mizzle.scheduling.plan import Group
@@ -29,11 +31,10 @@ from mizzle.spark.jobs import RunJobs
 from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
 from mizzle.spark.orders import JoinTerms
 from mizzle.spark.outcome import Failure, Outcome, raise_cause
-from mizzle.spark.placement import placed
+from mizzle.spark.placement import here, placed
 
 _log = logging.getLogger(__name__)
-_PLACEMENTS = 5
-"""How often a group is started again because a busy cluster put a task away from its rank."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _CHUNK_BYTES = 16 * 1024 * 1024
 
 
@@ -87,15 +88,17 @@ class GroupRunner:
         executors: Sequence[str] | None = None, rows: RDD[Any] | None = None,
     ) -> None:  # fmt: skip
         """See the class."""
-        self._context, self._driver, self._run, self._layout = context, driver, run, layout
+        self.run = run
+        self._context, self._driver, self._layout = context, driver, layout
         self._size, self._rows = size, rows
         self._executors = tuple(executors or ())
-        self._work: Broadcast[bytes] = context.broadcast(work)
-        self._jvm = JvmGroups(context)
-        self._jobs = RunJobs(context, run)
         self._generation = -1
+        self._has_settled = False
         self._orders = 0
         self._prepared: Any = None
+        self._jvm = JvmGroups(context)
+        self._work: Broadcast[bytes] = context.broadcast(work)
+        self._jobs = RunJobs(context, run)
 
     def run_group(self, group: Group, order: object) -> GroupRun:
         """Run one group on all ranks, each where its state is.
@@ -120,20 +123,19 @@ class GroupRunner:
             MizzleError: as `run_group` does.
         """
         pickled: bytes = cloudpickle.dumps(order)  # type: ignore[no-untyped-call]
-        for attempt in range(_PLACEMENTS):
+        retries = _Retries(self._layout.timeout_s)
+        while True:
             try:
                 if self._prepared is None:
                     self._settle(boundary)
                 return self._run_once(title, pickled)
             except Misplaced as error:
                 self._prepared = None
-                if attempt == _PLACEMENTS - 1:
-                    raise
-                _log.info("run=%s %s: started again: %s", self._run[:4], title, error)
+                _log.info("run=%s %s: is started again: %s", self.run[:4], title, error)
+                retries.pause_or_raise(error)
             except BaseException:
                 self._prepared = None
                 raise
-        raise AssertionError(f"{_PLACEMENTS} placements and no end")
 
     def fetch(self, wanted: Sequence[tuple[int, Memory]]) -> list[bytes]:
         """What ranks left in their arenas: one job, with a task on the executor of each.
@@ -146,15 +148,16 @@ class GroupRunner:
         """
         if not wanted:
             return []
-        memories = [memory for _, memory in wanted]
-        for _ in range(_PLACEMENTS):
-            tasks = placed(self._context, self._locations([self._executors[rank] for rank, _ in wanted]))
-            chunks = tasks.mapPartitionsWithIndex(partial(_read_memory, memories))
+        wishes = [(self._executors[rank], memory) for rank, memory in wanted]
+        retries = _Retries(self._layout.timeout_s)
+        while True:
+            tasks = placed(self._context, self._locations([executor for executor, _ in wishes]))
+            chunks = tasks.mapPartitionsWithIndex(partial(_read_memory, wishes))
             found = self._jobs.run("results", chunks.collect)
             parts = [b"".join(chunk for at, chunk in found if at == number) for number in range(len(wanted))]
-            if all(len(part) == memory.num_bytes for part, memory in zip(parts, memories, strict=True)):
+            if all(len(part) == memory.num_bytes for part, (_, memory) in zip(parts, wanted, strict=True)):
                 return parts
-        raise Misplaced(f"{_PLACEMENTS} times Spark started a task away from the executor where a result lies")
+            retries.pause_or_raise(Misplaced("a task was started away from the executor where a result lies"))
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -168,26 +171,29 @@ class GroupRunner:
         try:
             self._work.destroy()
         except (Py4JError, PySparkException) as error:
-            _log.warning("run=%s left its broadcast behind: %s", self._run[:4], error)
+            _log.warning("run=%s left its broadcast behind: %s", self.run[:4], error)
 
     def _settle(self, boundary: int) -> None:
         """Begin a generation: one job of Python tasks makes the ranks resident."""
         self._generation += 1
         terms = JoinTerms(
-            self._run, self._generation, 0, self._size, self._layout.transport, self._layout.timeout_s
+            self.run, self._generation, 0, self._size, self._layout.transport, self._layout.timeout_s
         )  # fmt: skip
-        hired = self._tasks().mapPartitionsWithIndex(
-            Hiring(terms, self._work, boundary, with_rows=self._rows is not None)
+        # Rows come once: later they are in the arenas, to which the ranks return.
+        with_rows = self._rows is not None and not self._has_settled
+        hired = self._tasks(with_rows=with_rows).mapPartitionsWithIndex(
+            Hiring(terms, self._work, boundary, with_rows=with_rows)
         )
         title = f"{self._size} ranks take their places"
         outcomes: list[Outcome] = self._jobs.run(title, hired.collect)
         raise_cause(outcomes)
+        self._has_settled = True
         by_rank = sorted(outcomes, key=lambda outcome: outcome.rank)
         self._executors = tuple(outcome.executor_id for outcome in by_rank)
-        self._prepared = self._jvm.prepare(self._run, self._generation, self._locations(self._executors))
+        self._prepared = self._jvm.prepare(self.run, self._generation, self._locations(self._executors))
 
-    def _tasks(self) -> RDD[Any]:
-        if self._rows is not None:
+    def _tasks(self, *, with_rows: bool) -> RDD[Any]:
+        if with_rows and self._rows is not None:
             return self._rows
         if self._executors:
             return placed(self._context, self._locations(self._executors))
@@ -228,14 +234,32 @@ def _outcome(result: TaskResult) -> Outcome:
     return Outcome(-1, result.rank, failure=Failure.of(PeerLost(result.rank, result.body.decode())))
 
 
-def _read_memory(memories: Sequence[Memory], task: int, rows: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
-    """Runs on an executor: a region in chunks, or nothing when it is not on this host."""
+class _Retries:
+    """How long a busy cluster may put tasks away from their ranks: again and again, in growing pauses."""
+
+    def __init__(self, timeout_s: float) -> None:
+        self._deadline = Deadline.after(timeout_s)
+        self._pause_s = _FIRST_PAUSE_S
+        self._paused = threading.Event()
+
+    def pause_or_raise(self, error: Misplaced) -> None:
+        """Wait before the next try; once the time is up, raise."""
+        if self._deadline.passed:
+            error.add_note("other jobs took the task slots beside this run's ranks: give the application more slots")
+            raise error
+        self._paused.wait(min(self._pause_s, self._deadline.remaining_s()))
+        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+
+def _read_memory(wishes: Sequence[tuple[str, Memory]], task: int, rows: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+    """Runs on an executor: a region in chunks, or nothing on another executor than the one that holds it."""
     for _ in rows:
         pass  # a task that leaves its input unread costs Spark the Python worker
-    path, left = Path(memories[task].path), memories[task].num_bytes
-    if not path.exists():
+    executor, memory = wishes[task]
+    if here() != executor:
         return
-    with path.open("rb") as file:
+    left = memory.num_bytes
+    with Path(memory.path).open("rb") as file:
         while left:
             chunk = file.read(min(left, _CHUNK_BYTES))
             left -= len(chunk)

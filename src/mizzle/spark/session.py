@@ -34,8 +34,9 @@ def spark_conf(base: Mapping[str, str] | None = None) -> dict[str, str]:
     settings = {
         # A Python task's 40 ms on TCP are Nagle's algorithm meeting delayed acknowledgements.
         "spark.python.unix.domain.socket.enabled": "true",
-        # Ranks find their state themselves; waiting for a better executor only delays the group.
+        # Tasks do not wait for a better place, but for those that go where a rank lives: elsewhere they are of no use.
         "spark.locality.wait": "0s",
+        "spark.locality.wait.process": "3s",
         "spark.speculation": "false",
     } | dict(base or {})
     settings["spark.jars"] = _with(settings.get("spark.jars", ""), str(_JAR))

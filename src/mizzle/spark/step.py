@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
+from array import array
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -24,7 +26,8 @@ from mizzle.training.group_metrics import GroupMetrics
 from mizzle.training.shards import ShardFile
 
 MAX_METRICS = 16
-_MAX_NAME = 32
+_MAX_NAMES_BYTES = 320
+"""Of all metrics: with their values they must fit into the 1 KB of a task's result."""
 
 
 class StepContext:
@@ -124,11 +127,13 @@ class StepWork:
         functions: pickled (step_fn, state, prepare, finish).
         paths: file of every rank's rows, by rank; empty when there is no DataFrame.
         columns: of the DataFrame, or None.
+        has_elements: whether there is an RDD.
     """
 
     functions: bytes
     paths: tuple[str, ...]
     columns: Columns | None
+    has_elements: bool
 
     def preferred(self) -> list[int]:
         """Ranks whose rows lie on this host."""
@@ -152,10 +157,16 @@ class StepPart:
         self._step, state, prepare, self._finish = cloudpickle.loads(work.functions)
         self._files = ExitStack()
         with self._files:
-            batch = rows if work.columns is None else self._table(work.paths, work.columns)
+            batch: object = None
+            if work.columns is not None:
+                batch = self._table(work.paths, work.columns)
+            elif work.has_elements:
+                batch = self._elements(rows)
             self._batch = batch if prepare is None else prepare(batch)
             kept = find_state(context, boundary)
-            self._series: dict[str, list[float]] = {}
+            self._names: list[str] | None = None
+            self._last: dict[str, float] = {}
+            self._series: dict[str, array[float]] = {}
             self._context = StepContext(context, iteration=boundary, state=None)
             if kept is not None:
                 self._context.state, self._series = cloudpickle.loads(kept)
@@ -180,13 +191,12 @@ class StepPart:
         boundary = group.first + len(rows)
         packed: bytes = cloudpickle.dumps((context.state, self._series))  # type: ignore[no-untyped-call]
         keep_state(self._rank, boundary, max(1, len(packed)), lambda into: _write(packed, into))
-        values = {name: series[-1] for name, series in self._series.items()}
         metrics = GroupMetrics(
-            iterations=len(rows), rows=0, last_loss=values.get("loss", float("nan")), mean_loss=float("nan"), skipped=0,
+            iterations=len(rows), rows=0, last_loss=self._last.get("loss", math.nan), mean_loss=math.nan, skipped=0,
             compute_s=iterating_s - context.exchange_s, exchange_s=context.exchange_s, update_s=0.0,
             boundary_s=time.perf_counter() - begun - iterating_s,
         )  # fmt: skip
-        return StepReport(metrics.pack(), values, context.is_stopped)
+        return StepReport(metrics.pack(), self._last, context.is_stopped)
 
     def close(self) -> None:
         """Close the file of rows."""
@@ -198,23 +208,49 @@ class StepPart:
             raise Misplaced(f"rank {self._rank.rank} was started on {self._rank.host}, away from its rows in {path}")
         return self._files.enter_context(ShardFile(path, columns)).table()
 
+    def _elements(self, rows: list[Any] | None) -> list[Any]:
+        """Those of the RDD: they come once, and are kept in the arena for a rank that is started anew."""
+        if rows is not None:
+            self._leave("rows", rows)
+            return rows
+        kept = self._rank.arena.find("rows")
+        if kept is None:
+            raise Misplaced(f"rank {self._rank.rank} was started on {self._rank.host}, away from its rows")
+        found: list[Any] = cloudpickle.loads(kept.buffer)
+        return found
+
     def _aggregate(self, rows: list[Mapping[str, float]]) -> None:
         """The group's metrics as means over ranks: one all-reduce for all iterations, so the driver gets no series."""
-        names = list(rows[0])
-        if any(list(row) != names for row in rows):
+        names = sorted(rows[0])
+        if any(sorted(row) != names for row in rows):
             raise TaskFailed(
                 f"step_fn returned metrics {names} in one iteration and others in another: return the same"
             )
+        if names != self._names:
+            self._agree(names)
         if not names:
             return
         values = np.array([[row[name] for name in names] for row in rows], dtype=np.float64)
         mean = self._rank.all_reduce(values, "mean")
-        for at, name in enumerate(names):
-            self._series.setdefault(name, []).extend(mean[:, at].tolist())
+        self._last = dict(zip(names, mean[-1].tolist(), strict=True))
+        if self._rank.rank == 0:
+            for at, name in enumerate(names):
+                self._series.setdefault(name, array("d")).extend(mean[:, at].tolist())
+
+    def _agree(self, names: list[str]) -> None:
+        """All ranks must return the same metrics: once, and whenever they change."""
+        letters = np.frombuffer("\0".join(names).encode(), dtype=np.uint8).astype(np.int32)
+        told = self._rank.all_gather(letters)
+        if any(not np.array_equal(other, letters) for other in told):
+            others = [bytes(other.astype(np.uint8)).decode().split("\0") for other in told]
+            raise TaskFailed(f"step_fn returned different metrics on different ranks: {others}; return the same")
+        self._names = names
 
     def _leave_results(self) -> tuple[Memory, Memory]:
         value = None if self._finish is None else self._finish(self._context, self._batch)
-        return self._leave("value", value), self._leave("series", self._series if self._rank.rank == 0 else {})
+        return self._leave("value", value), self._leave(
+            "series", {name: series.tolist() for name, series in self._series.items()}
+        )
 
     def _leave(self, name: str, thing: object) -> Memory:
         packed: bytes = cloudpickle.dumps(thing)  # type: ignore[no-untyped-call]
@@ -238,7 +274,8 @@ def _checked(metrics: object) -> Mapping[str, float]:
         return {}
     if not isinstance(metrics, dict) or len(metrics) > MAX_METRICS:
         raise ConfigError(f"step_fn returned {metrics!r}: return a dict of at most {MAX_METRICS} numbers, or None")
-    for name in metrics:
-        if not 0 < len(str(name)) <= _MAX_NAME:
-            raise ConfigError(f"step_fn returned a metric named {name!r}: give a name of at most {_MAX_NAME} letters")
+    if sum(len(str(name).encode()) for name in metrics) > _MAX_NAMES_BYTES:
+        raise ConfigError(
+            f"the names of step_fn's metrics take more than {_MAX_NAMES_BYTES} bytes together: give shorter ones"
+        )
     return {str(name): float(value) for name, value in metrics.items()}

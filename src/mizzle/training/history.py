@@ -71,7 +71,7 @@ class GroupRecord:
         launch_s: ``wall_s`` without the longest span: submitting, starting tasks, sending results.
         wait_s: the longest span without the shortest: how long the first rank waited for the last one to start.
         compute_s: reading rows, forward and backward; mean over ranks, as the next four.
-        exchange_s: between ranks, waiting for slower ones included.
+        exchange_s: between ranks, waiting for slower ones included, but not for those that started later.
         update_s: clipping and optimizer.
         evaluate_s: the validation rows.
         boundary_s: keeping states.
@@ -104,11 +104,14 @@ class GroupRecord:
     ) -> GroupRecord:  # fmt: skip
         """From what the driver knows and the metrics of every rank, at least one."""
         spans = [rank.span_s for rank in metrics]
+        # Who started first waited in its first exchange for who started last: that is scheduling, not exchange.
+        begun_last = min(rank.iterating_s for rank in metrics)
+        exchanges = [max(0.0, rank.exchange_s - (rank.iterating_s - begun_last)) for rank in metrics]
         return cls(
             number=number, first=first, size=metrics[0].iterations, epoch=epoch, cut=cut, rows=metrics[0].rows,
             loss=metrics[0].last_loss, wall_s=wall_s, launch_s=max(0.0, wall_s - max(spans)),
             wait_s=max(spans) - min(spans), compute_s=_mean(rank.compute_s for rank in metrics),
-            exchange_s=_mean(rank.exchange_s for rank in metrics), update_s=_mean(rank.update_s for rank in metrics),
+            exchange_s=_mean(exchanges), update_s=_mean(rank.update_s for rank in metrics),
             evaluate_s=_mean(rank.evaluate_s for rank in metrics),
             boundary_s=_mean(rank.boundary_s for rank in metrics), driver_cpu_s=driver_cpu_s, decision=decision,
         )  # fmt: skip

@@ -20,6 +20,10 @@ SchedulerFactory = Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LR
 """Builds the user's scheduler, which is stepped once an iteration."""
 
 
+_GROUP_BYTES, _NUMBER_BYTES = 32, 40
+"""What a parameter group and one of its numbers (a pair of betas at most) take at most when pickled."""
+
+
 class HyperSchedule:
     """Hyper-parameters of coming iterations.
 
@@ -60,6 +64,11 @@ class HyperSchedule:
                 self._optimizer.step()  # without gradients: does nothing, but torch warns when it is left out
                 self._scheduler.step()
         return planned
+
+    def fits(self, num_bytes: int) -> int:
+        """How many iterations' hyper-parameters are sure to fit into so many bytes when pickled; at least 1."""
+        numbers = sum(max(1, len(changed)) for changed in self._changed)
+        return max(1, num_bytes // (_GROUP_BYTES * len(self._first) + _NUMBER_BYTES * numbers))
 
     def _present(self, number: int) -> dict[str, Any]:
         values = _numbers(self._optimizer.param_groups[number])
