@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from mizzle.spark.worker import RankContext as RankContext
     from mizzle.training.clipping import ClipByNorm as ClipByNorm
     from mizzle.training.clipping import ClipByValue as ClipByValue
+    from mizzle.training.history import GroupRecord as GroupRecord
     from mizzle.training.stopping import EarlyStopping as EarlyStopping
 
 _HOMES = {
@@ -32,6 +33,7 @@ _HOMES = {
     "ClipByNorm": "mizzle.training.clipping",
     "ClipByValue": "mizzle.training.clipping",
     "EarlyStopping": "mizzle.training.stopping",
+    "GroupRecord": "mizzle.training.history",
     "IterationResult": "mizzle.spark.iterate",
     "RankContext": "mizzle.spark.worker",
     "RunConfig": "mizzle.config",

@@ -24,6 +24,7 @@ from mizzle.errors import (
     ConfigError,
     DataError,
     MizzleError,
+    ModelError,
     PeerLost,
     TaskFailed,
 )
@@ -193,7 +194,7 @@ def test_ranks_that_settle_anew_find_their_elements_and_state(
     rdd = spark_local.sparkContext.parallelize(range(10), 4)
     how: dict[str, Any] = {"iterations": 9, "group_size": 2, "ranks": 2, "state": 1.0, "finish": final_state}
     undisturbed = iterate(rdd, add_elements, **how)
-    put_away_once(monkeypatch, (0, 3, 4, 8))
+    put_away_once(monkeypatch, (0, 3, 4, 8), done=(3, 4))
     assert iterate(rdd, add_elements, **how).metrics == undisturbed.metrics
 
 
@@ -247,6 +248,14 @@ def enormous_error(_ctx: StepContext, _batch: object) -> None:
     raise ValueError("the real reason " + "x" * 3_000_000)
 
 
+def metric_array(_ctx: StepContext, _batch: object) -> dict[str, Any]:
+    return {"weights": np.ones(3)}
+
+
+def state_with_a_lock(ctx: StepContext, _batch: object) -> None:
+    ctx.state = threading.Lock()
+
+
 def many_metrics(_ctx: StepContext, _batch: object) -> dict[str, float]:
     return {f"a name of twenty letters {at}": 1.0 for at in range(17)}
 
@@ -258,11 +267,13 @@ def changing_metrics(ctx: StepContext, _batch: object) -> dict[str, float]:
 @pytest.mark.parametrize(
     ("step", "error", "message"),
     [
-        (fail_on_rank_one, TaskFailed, "(?s)rank 1 .*boom in iteration 9"),
+        (fail_on_rank_one, TaskFailed, "(?s)rank 1 .*boom in iteration 9.*in iteration 9 of the run"),
         (disagree, CollectiveMismatch, "rank"),
         (stop_alone, TaskFailed, r"ctx.stop\(\) was called on some ranks"),
         (differing_metrics, TaskFailed, "different metrics on different ranks.*accuracy.*loss"),
         (enormous_error, TaskFailed, "the real reason"),
+        (metric_array, ConfigError, "a ndarray as metric 'weights': return a number"),
+        (state_with_a_lock, TaskFailed, "ctx.state .* cannot be kept"),
         (many_metrics, ConfigError, "at most 16 numbers"),
         (changing_metrics, TaskFailed, "return the same"),
     ],
@@ -275,6 +286,11 @@ def test_what_a_step_does_wrong_is_told_and_the_next_run_works(
     assert run_add_up(spark_local, iterations=3).iterations == 3
 
 
+def wrong_arguments(spark: SparkSession, **wrong: Any) -> None:
+    arguments: dict[str, Any] = {"step_fn": add_up, "iterations": 1, "spark": spark}
+    iterate(None, **{**arguments, **wrong})
+
+
 def test_wrong_arguments_are_refused_before_anything_starts(spark_local: SparkSession) -> None:
     with pytest.raises(ConfigError, match="DataFrame, an RDD or None, not list"):
         iterate([1, 2], add_up, iterations=1)  # type: ignore[arg-type]
@@ -282,6 +298,14 @@ def test_wrong_arguments_are_refused_before_anything_starts(spark_local: SparkSe
         iterate(None, add_up, iterations=1)
     with pytest.raises(ConfigError, match="iterations is 0"):
         run_add_up(spark_local, iterations=0)
+    for name in ("step_fn", "prepare", "on_boundary"):
+        with pytest.raises(ConfigError, match=f"{name} is 3: give a function"):
+            wrong_arguments(spark_local, **{name: 3})
+    with pytest.raises(ModelError, match="state cannot be sent"):
+        run_add_up(spark_local, state=threading.Lock())
+    shared = spark_local.sparkContext.broadcast(7)
+    with pytest.raises(ModelError, match="broadcast variable"):
+        run_add_up(spark_local, prepare=lambda _: shared.value)
     with pytest.raises(ConfigError, match="shards is 4"):
         run_add_up(spark_local, run=RunConfig(shards=4))
     with pytest.raises(ConfigError, match="group_size is 0"):

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from queue import Empty, Queue
@@ -13,9 +13,9 @@ from queue import Empty, Queue
 import numpy as np
 import pytest
 from py4j.protocol import Py4JJavaError
-from pyspark import InheritableThread, SparkContext
 from pyspark.sql import SparkSession
 
+from cluster.played_residents import LATE_S, NO_PID, SOON_S, Resident, Scene, end_idle_processes
 from contract.stores import LocalBridge
 from harness import eventually
 from mizzle.blocks.bridge import BridgeClient
@@ -27,111 +27,7 @@ from mizzle.blocks.residence import Order, OrderKind, hire, serve
 from mizzle.collectives.communicator import Communicator
 from mizzle.config import Transport
 from mizzle.errors import BridgeError, BridgeLost, CollectiveTimeout, ConfigError, Fenced, MizzleError
-from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
-
-SOON_S = 20.0
-LATE_S = 100.0
-"""Deadline of what must end long before it."""
-ENDS_WHO_READS_IT = b"cos\n_exit\n(I0\ntR."
-"""A pickle."""
-NO_PID = 1 << 31
-"""Linux ends at 2^22, so no process is ever killed by mistake."""
-
-
-class Resident:
-    """Plays a resident: starts as the rank its payload names, does what the test says in a group."""
-
-    def __init__(self, bridge: LocalBridge, act: Callable[[Order], bytes] = lambda order: order.payload) -> None:
-        self.rank = -1
-        self.seen: Queue[OrderKind] = Queue()
-        self.act = act
-        self._client = bridge.client()
-        self.thread = threading.Thread(target=self._live, daemon=True)
-        self.thread.start()
-
-    def _live(self) -> None:
-        serial, outcome = 0, b""
-        with suppress(BridgeLost):
-            while True:
-                order = serve(self._client, pid=NO_PID, serial=serial, rank=self.rank, outcome=outcome)
-                self.seen.put(order.kind)
-                if order.kind is OrderKind.EXIT:
-                    break
-                serial, outcome = order.serial, self._do(order)
-        self._client.close()
-
-    def _do(self, order: Order) -> bytes:
-        if order.kind is OrderKind.RELEASE:
-            self.rank = -1
-            return b""
-        if order.kind is OrderKind.START:
-            self.rank = order.payload[0]
-            return b"ready"
-        return self.act(order)
-
-    def expect(self, kind: OrderKind) -> None:
-        """The next order is of that kind."""
-        assert self.seen.get(timeout=SOON_S) is kind
-
-    def die(self) -> None:
-        """As a process that is killed: its connection ends, whatever it is doing."""
-        with suppress(OSError):
-            self._client._socket.shutdown(socket.SHUT_RDWR)
-
-
-class Scene:
-    """A run on the embedded Spark's bridge, and the residents that the test has."""
-
-    def __init__(self, spark: SparkSession, bridge: LocalBridge, run: str) -> None:
-        self.context: SparkContext = spark.sparkContext
-        self.bridge, self.run = bridge, run
-        self.groups = JvmGroups(self.context)
-        self.residents: list[Resident] = []
-        self.client = bridge.client()
-
-    def resident(self, act: Callable[[Order], bytes] = lambda order: order.payload) -> Resident:
-        self.residents.append(Resident(self.bridge, act))
-        return self.residents[-1]
-
-    def hire(self, rank: int, generation: int = 0, *, wait: bool = True, within_s: float = SOON_S) -> bytes | None:
-        payload = bytes([rank])
-        return hire(self.client, self.run, generation, payload, wait=wait, deadline=Deadline.after(within_s))
-
-    def staffed(self, *acts: Callable[[Order], bytes]) -> list[Resident]:
-        """A resident of generation 0 for each rank."""
-        made = []
-        for rank, act in enumerate(acts):
-            made.append(self.resident(act))
-            assert self.hire(rank) == b"ready"
-            made[-1].expect(OrderKind.START)
-        return made
-
-    def prepare(self, size: int, generation: int = 0) -> object:
-        host = self.bridge.driver.hosts()["driver"]
-        return self.groups.prepare(self.run, generation, [(host, "driver")] * size)
-
-    def start(self, prepared: object, group: int, order: bytes, tag: str) -> Future[list[TaskResult]]:
-        """Run a group in a thread of its own, under a tag."""
-        found: Future[list[TaskResult]] = Future()
-
-        def run() -> None:
-            self.context.addJobTag(tag)
-            try:
-                found.set_result(self.groups.run(prepared, group, order))
-            except Py4JJavaError as error:
-                found.set_exception(error)
-
-        InheritableThread(target=run, daemon=True).start()
-        return found
-
-
-def end_idle_processes(scene: Scene) -> None:
-    """Have real residents end that other tests of this session have left idle."""
-    for _ in range(100):
-        with suppress(BridgeLost):
-            if hire(scene.client, scene.run, 0, ENDS_WHO_READS_IT, wait=False, deadline=Deadline.after(SOON_S)) is None:
-                return
-    raise AssertionError("there are always more")
+from mizzle.spark.jvm_groups import TaskResult, TaskStatus
 
 
 @pytest.fixture
@@ -204,6 +100,64 @@ def test_a_resident_that_dies_in_a_group_is_reported(scene: Scene) -> None:
     (result,) = scene.groups.run(scene.prepare(1), 1, b"go")
     assert (result.status, result.rank) == (TaskStatus.DIED, 0)
     assert b"ended: it crashed, was killed, or had no memory left" in result.body
+
+
+def test_a_rank_that_hangs_does_not_hold_those_that_have_failed(scene: Scene) -> None:
+    residents: list[Resident] = []
+    may_end = threading.Event()
+
+    def fails(order: Order) -> bytes:
+        residents[order.payload[0]].rank = -1
+        return b"why"
+
+    def hangs(_order: Order) -> bytes:
+        may_end.wait(LATE_S)
+        return b"too late"
+
+    residents += scene.staffed(fails, hangs)
+    failed, missing = scene.start(scene.prepare(2), 1, b"\0", f"test-{scene.run}").result(SOON_S)
+    assert failed == TaskResult(TaskStatus.FAILED, 0, b"why")
+    assert missing == TaskResult(TaskStatus.MISSING, -1, b"")
+    may_end.set()
+
+
+def test_peers_of_a_rank_that_failed_have_time_to_say_what_they_know(scene: Scene) -> None:
+    residents: list[Resident] = []
+    other_failed = threading.Event()
+
+    def fails(_order: Order) -> bytes:
+        residents[0].rank = -1
+        other_failed.set()
+        return b"first"
+
+    def follows(_order: Order) -> bytes:
+        other_failed.wait(SOON_S)
+        residents[1].rank = -1
+        return b"second"
+
+    residents += scene.staffed(fails, follows)
+    assert scene.groups.run(scene.prepare(2), 1, b"go") == [
+        TaskResult(TaskStatus.FAILED, 0, b"first"), TaskResult(TaskStatus.FAILED, 1, b"second"),
+    ]  # fmt: skip
+
+
+def test_after_an_attempt_alone_was_killed_its_retry_does_not_wait_for_it(scene: Scene) -> None:
+    residents: list[Resident] = []
+    killed = threading.Event()
+
+    def ends_when_killed(_order: Order) -> bytes:
+        killed.wait(SOON_S)
+        residents[0].rank = -1
+        return b"failed"
+
+    residents += scene.staffed(ends_when_killed)
+    running = scene.start(scene.prepare(1), 1, b"go", tag := f"test-{scene.run}")
+    assert eventually(lambda: scene.running_task(tag) is not None, within_s=SOON_S)
+    task = scene.running_task(tag)
+    assert scene.context._jsc.sc().killTaskAttempt(task, True, "by the test")  # noqa: FBT003 - py4j knows no names
+    killed.set()
+    (result,) = running.result(SOON_S)
+    assert result.status is TaskStatus.AWAY
 
 
 class Rank:

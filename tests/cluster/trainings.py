@@ -60,8 +60,13 @@ def fit(spark: SparkSession, training: Training, ranks: int = 2, **how: Any) -> 
     return trainer(training, ranks, **how).fit(frame(spark, training.data), features="x", label="y")
 
 
-def put_away_once(monkeypatch: pytest.MonkeyPatch, orders: Sequence[int]) -> list[int]:
+def put_away_once(monkeypatch: pytest.MonkeyPatch, orders: Sequence[int], *, done: Sequence[int] = ()) -> list[int]:
     """As if Spark had started a task of these orders away from its rank, once each: the ranks settle anew.
+
+    Args:
+        monkeypatch: of the test.
+        orders: numbers of the orders, repeated ones counted.
+        done: of these, those that all ranks do before, in vain.
 
     Returns:
         The orders that were given, in the end.
@@ -71,6 +76,8 @@ def put_away_once(monkeypatch: pytest.MonkeyPatch, orders: Sequence[int]) -> lis
 
     def away(self: GroupRunner, title: str, pickled: bytes) -> GroupRun:
         given.append(len(given))
+        if given[-1] in done:
+            run_once(self, title, pickled)
         if given[-1] in orders:
             raise Misplaced("as if a task had been started away from its rank")
         return run_once(self, title, pickled)

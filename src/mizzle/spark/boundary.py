@@ -15,7 +15,9 @@ _REGIONS = ("state0", "state1")
 _PAGE = 4096
 
 
-def keep_state(context: RankContext, boundary: int, num_bytes: int, write: Callable[[memoryview], int]) -> None:
+def keep_state(
+    context: RankContext, boundary: int, num_bytes: int, write: Callable[[memoryview], int], *, since: int
+) -> None:
     """Leave this rank's state behind, for `find_state`.
 
     Args:
@@ -23,10 +25,11 @@ def keep_state(context: RankContext, boundary: int, num_bytes: int, write: Calla
         boundary: iterations that the run has done.
         num_bytes: at least as many as ``write`` needs.
         write: writes the state into memory of that size and returns its length in bytes.
+        since: the boundary that the group began with: its state is the one that must not be lost.
     """
     kept = _kept(context)
-    # The older of the two is overwritten; its label goes first, so that a torn state is never found.
-    name = min(_REGIONS, key=lambda region: kept.get(region, {}).get("boundary", -1))
+    name = next(region for region in _REGIONS if kept.get(region, {}).get("boundary") != since)
+    # The label of what is overwritten goes first, so that a torn state is never found.
     if kept.pop(name, None) is not None:
         context.set_label(json.dumps(kept).encode())
     region = context.arena.region(name, max(_PAGE, 1 << (num_bytes - 1).bit_length()))

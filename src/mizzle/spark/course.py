@@ -71,8 +71,9 @@ def play(
         working_s = min(one.iterating_s + one.evaluate_s for one in metrics)
         timing = GroupTiming(metrics[0].iterations, done.wall_s, max(0.0, done.wall_s - working_s))
         reason = sizer.observe(timing).reason
+        cut = group.cut if metrics[0].iterations == group.size else "stop"
         record = GroupRecord.of(
-            metrics, number=number, first=first, epoch=group.epoch, cut=group.cut, wall_s=done.wall_s,
+            metrics, number=number, first=first, epoch=group.epoch, cut=cut, wall_s=done.wall_s,
             driver_cpu_s=done.driver_cpu_s, decision=reason,
         )  # fmt: skip
         _note(runner.run, record)

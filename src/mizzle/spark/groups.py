@@ -65,6 +65,22 @@ def shipped(thing: object, what: str) -> bytes:
     return pickled
 
 
+def refuse_broadcasts(context: SparkContext) -> None:
+    """Refuse what was pickled just now if it refers to a broadcast variable: only Spark's own tasks can read these.
+
+    Raises:
+        ModelError: says what to do instead.
+    """
+    registry: Any = context._pickled_broadcast_vars  # noqa: SLF001 - where PySpark notes what a job needs
+    count = len(list(registry))
+    registry.clear()
+    if count:
+        raise ModelError(
+            "a function refers to a broadcast variable of Spark, which ranks cannot read: let it refer to the value "
+            "itself (variable.value taken outside of the function), which is sent to each executor once"
+        )
+
+
 class _Body:
     """Adapts a function of the context alone. The rank unpickles it, so that a failure to do so is reported too."""
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 from pyspark import RDD, SparkContext, cloudpickle
 from pyspark.sql import DataFrame, SparkSession
@@ -21,7 +21,7 @@ from mizzle.scheduling.tuner import TunerConfig, sizer_for
 from mizzle.spark.course import Played, play
 from mizzle.spark.data import shard_dataframe
 from mizzle.spark.driver import DriverSide, classic_context, default_ranks
-from mizzle.spark.groups import await_ranks, shipped
+from mizzle.spark.groups import await_ranks, refuse_broadcasts, shipped
 from mizzle.spark.placement import here, neighbours
 from mizzle.spark.runner import GroupRunner
 from mizzle.spark.step import FinishSteps, StepContext, StepFunction, StepOrder, StepReport, StepWork
@@ -54,12 +54,14 @@ class IterationResult:
         values: what ``finish`` returned, by rank; Nones without it.
         metrics: every metric's series, one value an iteration, means over ranks.
         iterations: how many were done.
+        stopped: whether that was fewer than asked for.
         groups: how they were scheduled, and where the time went.
     """
 
     values: list[Any]
     metrics: dict[str, list[float]]
     iterations: int
+    stopped: bool
     groups: list[GroupRecord]
 
 
@@ -74,6 +76,7 @@ def iterate(
     finish: Callable[[StepContext, Any], Any] | None = None,
     on_boundary: Callable[[Boundary], bool | None] | None = None,
     boundary_every: int | None = None,
+    bad_rows: Literal["raise", "skip"] = "raise",
     ranks: int | None = None,
     run: RunConfig | None = None,
     spark: SparkSession | None = None,
@@ -89,9 +92,9 @@ def iterate(
         state: what ``ctx.state`` is at first; or a function ``state(ctx, batch)`` that makes it on each rank.
         prepare: makes ``batch`` out of the rows, once: ``prepare(table)``, numpy arrays for example.
         finish: called on every rank at the end, ``finish(ctx, batch)``; what it returns comes back.
-        on_boundary: called on the driver after each group, with a `Boundary`; return True to end the run. With
-            ``boundary_every`` only behind every so many iterations, whatever the group size.
-        boundary_every: groups end behind every so many iterations.
+        on_boundary: called on the driver after each group, with a `Boundary`; a true answer ends the run.
+        boundary_every: `on_boundary` is called behind every so many iterations, whatever the group size.
+        bad_rows: "raise" on nulls and numbers that are not finite in a DataFrame, or "skip" such rows.
         ranks: N; None: one per executor (embedded Spark: one per slot).
         run: transport, deadline and other settings; ``ranks`` and ``group_size`` above win over those in it.
         spark: the session, where ``data`` is None.
@@ -103,13 +106,36 @@ def iterate(
         TaskFailed: a function failed; has rank, executor and traceback. mizzle's own errors are raised as they are.
     """
     layout = _layout(run or RunConfig(), ranks, group_size)
-    check_count("iterations", iterations)
+    _check_arguments(
+        iterations, boundary_every, step_fn=step_fn, prepare=prepare, finish=finish, on_boundary=on_boundary
+    )
     triggers = Triggers(iterations, None, {} if boundary_every is None else {"boundary": boundary_every})
-    functions = shipped((step_fn, state, prepare, finish), "step_fn, state, prepare and finish")
-    return _iterate(_context_of(data, spark), data, functions, layout, triggers, on_boundary)
+    context = _context_of(data, spark)
+    functions = _shipped(context, {"step_fn": step_fn, "state": state, "prepare": prepare, "finish": finish})
+    return _iterate(context, data, _Plan(functions, layout, triggers, on_boundary, bad_rows))
+
+
+def _check_arguments(iterations: object, boundary_every: object, **functions: object) -> None:
+    check_count("iterations", iterations)
+    if boundary_every is not None:
+        check_count("boundary_every", boundary_every)
+    for name, function in functions.items():
+        if not callable(function) and (function is not None or name == "step_fn"):
+            raise ConfigError(f"{name} is {function!r}: give a function")
+
+
+def _shipped(context: SparkContext, functions: Mapping[str, object]) -> bytes:
+    """In one pickle, so that what they share stays shared; one by one before that, to name what cannot be sent."""
+    for name, function in functions.items():
+        shipped(function, name)
+    packed = shipped(tuple(functions.values()), ", ".join(functions))
+    refuse_broadcasts(context)
+    return packed
 
 
 def _layout(run: RunConfig, ranks: int | None, group_size: GroupSize | None) -> RunConfig:
+    if not isinstance(run, RunConfig):
+        raise ConfigError(f"run is {run!r}: give a mizzle.RunConfig")
     if run.shards is not None:
         raise ConfigError(f"run.shards is {run.shards}: iterate deals rows to ranks, give ranks")
     return replace(
@@ -119,34 +145,53 @@ def _layout(run: RunConfig, ranks: int | None, group_size: GroupSize | None) -> 
     )
 
 
-def _iterate(
-    context: SparkContext, data: object, functions: bytes, layout: RunConfig, triggers: Triggers,
-    on_boundary: Callable[[Boundary], bool | None] | None,
-) -> IterationResult:  # fmt: skip
-    driver = DriverSide(context)
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What was asked for, checked."""
+
+    functions: bytes
+    layout: RunConfig
+    triggers: Triggers
+    on_boundary: Callable[[Boundary], bool | None] | None
+    bad_rows: Literal["raise", "skip"]
+
+
+def _iterate(context: SparkContext, data: object, plan: _Plan) -> IterationResult:
+    driver, layout = DriverSide(context), plan.layout
     size = _ranks(context, driver, data, layout)
-    with driver.run() as run, _runner(context, driver, run, data, functions, layout, size=size) as runner:
-        sizer = sizer_for(layout.group_size, TunerConfig(max_group_s=layout.max_group_s))
-        groups = []
-        for played in play(runner, triggers, sizer, StepOrder, _metrics_of):
-            groups.append(played.record)
-            if _is_over(played, triggers, on_boundary):
-                break
-        left = runner.order("results", FinishSteps(), groups[-1].stop).results
-        series, *values = runner.fetch([(0, left[0][1]), *((rank, value) for rank, (value, _) in enumerate(left))])
+    rows = neighbours(data, size) if isinstance(data, RDD) else None
+    with driver.run() as run:
+        work, executors = _work(data, run, size, plan)
+        with GroupRunner(
+            context, driver, run, layout, work, size=size, executors=executors, rows=rows
+        ) as runner:  # fmt: skip
+            sizer = sizer_for(layout.group_size, TunerConfig(max_group_s=layout.max_group_s))
+            groups = []
+            for played in play(runner, plan.triggers, sizer, StepOrder, _metrics_of):
+                groups.append(played.record)
+                if _is_over(played, plan.triggers, plan.on_boundary):
+                    break
+            done = groups[-1].stop
+            left = runner.order("results", FinishSteps(), done).results
+            series, *values = runner.fetch([(0, left[0][1]), *((rank, value) for rank, (value, _) in enumerate(left))])
     metrics = cloudpickle.loads(series)
     values = [cloudpickle.loads(value) for value in values]
-    return IterationResult(values, metrics, groups[-1].stop, groups)
+    return IterationResult(values, metrics, done, done < plan.triggers.num_iterations, groups)
 
 
-def _runner(
-    context: SparkContext, driver: DriverSide, run: str, data: object, functions: bytes, layout: RunConfig, *, size: int
-) -> GroupRunner:
-    """The ranks, with their rows where there are any."""
-    columns, paths, executors = _deal(data, run, size) if isinstance(data, DataFrame) else (None, (), None)
-    work: bytes = cloudpickle.dumps(StepWork(functions, paths, columns, has_elements=isinstance(data, RDD)))  # type: ignore[no-untyped-call]
-    rows = neighbours(data, size) if isinstance(data, RDD) else None
-    return GroupRunner(context, driver, run, layout, work, size=size, executors=executors, rows=rows)
+def _work(data: object, run: str, size: int, plan: _Plan) -> tuple[bytes, Sequence[str] | None]:
+    """What the residents get, and by rank the executor that has its rows, where they were dealt."""
+    steps, executors = StepWork(plan.functions, (), None, has_elements=isinstance(data, RDD)), None
+    if isinstance(data, DataFrame):
+        columns = Columns.of(data.columns, None, collate=_unused)
+        checked = check_dataframe(data, columns, bad_rows=plan.bad_rows)
+        infos = shard_dataframe(
+            checked, run=run, num_shards=size, shards_of_rank=[[rank] for rank in range(size)], locate=here
+        )  # fmt: skip
+        steps = replace(steps, paths=tuple(info.path for info in infos), columns=columns)
+        executors = [info.executor_id for info in infos]
+    work: bytes = cloudpickle.dumps(steps)  # type: ignore[no-untyped-call]
+    return work, executors
 
 
 def _context_of(data: object, spark: SparkSession | None) -> SparkContext:
@@ -173,16 +218,6 @@ def _ranks(context: SparkContext, driver: DriverSide, data: object, layout: RunC
         size = min(size, partitions)
     await_ranks(context, driver, size, layout.timeout_s)
     return size
-
-
-def _deal(df: DataFrame, run: str, size: int) -> tuple[Columns, tuple[str, ...], Sequence[str]]:
-    """The rows to the executors' disks: their columns, and by rank the file and the executor that has it."""
-    columns = Columns.of(df.columns, None, collate=_unused)
-    checked = check_dataframe(df, columns)
-    infos = shard_dataframe(
-        checked, run=run, num_shards=size, shards_of_rank=[[rank] for rank in range(size)], locate=here
-    )  # fmt: skip
-    return columns, tuple(info.path for info in infos), [info.executor_id for info in infos]
 
 
 def _unused(rows: Any) -> Any:  # noqa: ANN401 - a collate function

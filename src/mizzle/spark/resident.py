@@ -72,25 +72,34 @@ class _Residence:
 
     def __init__(self, order: StartOrder) -> None:
         _look_in(order.paths)
-        self.client = BridgeClient.connect(Deadline.after(order.terms.timeout_s))
-        try:
-            work: ResidentWork = cloudpickle.loads(Path(order.work).read_bytes())
-            rows = None if order.rows is None else cloudpickle.loads(Path(order.rows).read_bytes())
-            self.context = RankContext.join(self.client, order.terms, wanted=order.wanted, preferred=work.preferred())
-            with _TellPeers(self.context):
-                self.part = work.start(self.context, order.boundary, rows)
-        except BaseException:
-            self.client.close()
-            raise
+        self.rank = -1
+        self._part: ResidentPart | None = None
+        self._context: RankContext | None = None
+        self._client = BridgeClient.connect(Deadline.after(order.terms.timeout_s))
+
+    def open(self, order: StartOrder) -> None:
+        work: ResidentWork = cloudpickle.loads(Path(order.work).read_bytes())
+        rows = None if order.rows is None else cloudpickle.loads(Path(order.rows).read_bytes())
+        self._context = RankContext.join(self._client, order.terms, wanted=order.wanted, preferred=work.preferred())
+        self.rank = self._context.rank
+        with _TellPeers(self._context):
+            self._part = work.start(self._context, order.boundary, rows)
+
+    def run_group(self, order: object) -> object:
+        if self._part is None or self._context is None:
+            raise TaskFailed("a group was ordered from a resident that serves no run")
+        with _TellPeers(self._context):
+            return self._part.run_group(order)
 
     def close(self) -> None:
         try:
-            self.part.close()
+            if self._part is not None:
+                self._part.close()
         finally:
             # In order: the arena must be free before another process is told to claim it.
             with suppress(MizzleError):
-                self.client.leave(Deadline.after(_LEAVE_S))
-            self.client.close()
+                self._client.leave(Deadline.after(_LEAVE_S))
+            self._client.close()
 
 
 def _look_in(paths: Sequence[str]) -> None:
@@ -132,7 +141,7 @@ class Resident:
             order = self._next(order.serial, outcome)
 
     def _next(self, serial: int, outcome: bytes) -> Order:
-        rank = -1 if self._residence is None else self._residence.context.rank
+        rank = -1 if self._residence is None else self._residence.rank
         return serve(self._bridge, pid=os.getpid(), serial=serial, rank=rank, outcome=outcome)
 
     def _obey(self, order: Order, begun: float) -> bytes:
@@ -140,32 +149,30 @@ class Resident:
         if order.kind is OrderKind.RELEASE:
             self._forget()
             return b""
-        rank, value, failure = -1, b"", None
+        value, failure = b"", None
         try:
-            if order.kind is OrderKind.START:
-                self._forget()
-                self._residence = _Residence(cloudpickle.loads(order.payload))
-                result = None
-            else:
-                result = self._run_group(order)
-            rank = self._residence.context.rank if self._residence is not None else -1
-            value = pickled_value(result)
+            value = pickled_value(self._do(order))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything, even sys.exit()
             failure = Failure.of(error)
-            rank = self._residence.context.rank if self._residence is not None else -1
-            # After a failure this rank and its peers no longer agree on where they are.
+        rank = -1 if self._residence is None else self._residence.rank
+        if failure is not None:
+            # This rank and its peers no longer agree on where they are.
             self._forget()
         outcome = Outcome(
             rank, rank, self._bridge.executor_id, self._bridge.host, value, failure, time.perf_counter() - begun
         )  # fmt: skip
         return _packed(outcome)
 
-    def _run_group(self, order: Order) -> Any:  # noqa: ANN401 - see ResidentPart
-        residence = self._residence
-        if residence is None:
+    def _do(self, order: Order) -> object:
+        told = cloudpickle.loads(order.payload)
+        if order.kind is OrderKind.START:
+            self._forget()
+            self._residence = _Residence(told)
+            self._residence.open(told)
+            return None
+        if self._residence is None:
             raise TaskFailed("a group was ordered from a resident that serves no run")
-        with _TellPeers(residence.context):
-            return residence.part.run_group(cloudpickle.loads(order.payload))
+        return self._residence.run_group(told)
 
     def _forget(self) -> None:
         residence, self._residence = self._residence, None

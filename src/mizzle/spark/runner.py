@@ -207,7 +207,7 @@ class GroupRunner:
         wall_s, cpu_s = time.perf_counter() - begun, self._cpu_s() - cpu_s
         if any(result.status is TaskStatus.AWAY for result in found):
             raise Misplaced("a task was started away from its rank")
-        # What is missing was cancelled because of a resident that died: that one says why.
+        # What is missing was cancelled because of a rank that failed or died: that one says why.
         told = [result for result in found if result.status is not TaskStatus.MISSING]
         outcomes = [_outcome(result) for result in told]
         raise_cause(outcomes)
@@ -228,7 +228,7 @@ class GroupRunner:
 
 
 def _outcome(result: TaskResult) -> Outcome:
-    if result.status is TaskStatus.OUTCOME:
+    if result.status in {TaskStatus.OUTCOME, TaskStatus.FAILED}:
         outcome: Outcome = cloudpickle.loads(result.body)
         return outcome
     return Outcome(-1, result.rank, failure=Failure.of(PeerLost(result.rank, result.body.decode())))

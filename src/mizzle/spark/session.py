@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from py4j.protocol import Py4JJavaError
 from pyspark import SparkContext
@@ -99,7 +100,11 @@ def check_session(context: SparkContext) -> None:
 
     Raises:
         BridgeMissing: names the missing line.
+        ConfigError: the session was stopped.
     """
+    java: Any = context._jsc  # noqa: SLF001 - PySpark has no public question for it
+    if java is None or java.sc().isStopped():
+        raise ConfigError("this Spark session has been stopped: make a new one with mizzle.session(...)")
     plugins = context.getConf().get("spark.plugins") or ""
     if PLUGIN not in plugins.split(","):
         raise BridgeMissing(

@@ -183,20 +183,35 @@ class StepPart:
         rows: list[Mapping[str, float]] = []
         for iteration in range(group.first, group.stop):
             context.iteration = iteration
-            rows.append(_checked(self._step(context, self._batch)))
+            try:
+                rows.append(_checked(self._step(context, self._batch)))
+            except Exception as error:
+                error.add_note(f"in iteration {iteration} of the run")
+                raise
             if context.is_stopped:
                 break
         iterating_s = time.perf_counter() - begun
         self._aggregate(rows)
         boundary = group.first + len(rows)
-        packed: bytes = cloudpickle.dumps((context.state, self._series))  # type: ignore[no-untyped-call]
-        keep_state(self._rank, boundary, max(1, len(packed)), lambda into: _write(packed, into))
+        packed = self._packed_state()
+        keep_state(self._rank, boundary, max(1, len(packed)), lambda into: _write(packed, into), since=group.first)
         metrics = GroupMetrics(
             iterations=len(rows), rows=0, last_loss=self._last.get("loss", math.nan), mean_loss=math.nan, skipped=0,
             compute_s=iterating_s - context.exchange_s, exchange_s=context.exchange_s, update_s=0.0,
             boundary_s=time.perf_counter() - begun - iterating_s,
         )  # fmt: skip
         return StepReport(metrics.pack(), self._last, context.is_stopped)
+
+    def _packed_state(self) -> bytes:
+        try:
+            packed: bytes = cloudpickle.dumps((self._context.state, self._series))  # type: ignore[no-untyped-call]
+        except Exception as error:
+            # Pickling calls code of any object inside, so anything may be raised.
+            raise TaskFailed(
+                f"ctx.state ({type(self._context.state).__name__}) cannot be kept at a boundary "
+                f"({type(error).__name__}: {error}): keep files, locks and connections out of it, make them in prepare"
+            ) from error
+        return packed
 
     def close(self) -> None:
         """Close the file of rows."""
@@ -273,9 +288,17 @@ def _checked(metrics: object) -> Mapping[str, float]:
     if metrics is None:
         return {}
     if not isinstance(metrics, dict) or len(metrics) > MAX_METRICS:
-        raise ConfigError(f"step_fn returned {metrics!r}: return a dict of at most {MAX_METRICS} numbers, or None")
+        what = f"{len(metrics)} metrics" if isinstance(metrics, dict) else type(metrics).__name__
+        raise ConfigError(f"step_fn returned {what}: return a dict of at most {MAX_METRICS} numbers, or None")
     if sum(len(str(name).encode()) for name in metrics) > _MAX_NAMES_BYTES:
         raise ConfigError(
             f"the names of step_fn's metrics take more than {_MAX_NAMES_BYTES} bytes together: give shorter ones"
         )
-    return {str(name): float(value) for name, value in metrics.items()}
+    return {str(name): _number(str(name), value) for name, value in metrics.items()}
+
+
+def _number(name: str, value: object) -> float:
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"step_fn returned a {type(value).__name__} as metric {name!r}: return a number") from error

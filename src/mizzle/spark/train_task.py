@@ -124,6 +124,9 @@ class TrainPart:
             )  # fmt: skip
             exchange = Exchange(context.store, layout, wire=spec.wire, timeout_s=context.terms.timeout_s)
             self._trainer = RankTrainer(spec, model, exchange, shards, state=find_state(context, boundary))
+            if boundary:
+                # A group that failed on its way may have left newer slices of the others in this rank's memory.
+                self._trainer.gather_weights(boundary)
             held = self._held_for_validation(work, exchange, boundary)
             self._validation = {shard: self._open(work.validation[shard], columns) for shard in held}
             self._files = self._files.pop_all()
@@ -137,7 +140,10 @@ class TrainPart:
         laps = _Laps()
         evaluation = self._trainer.evaluate(plans[-1], self._validation) if order.evaluate else None
         evaluate_s = laps.lap()
-        keep_state(self._context, order.group.stop, self._trainer.state_bytes(), self._trainer.save_state_into)
+        keep_state(
+            self._context, order.group.stop, self._trainer.state_bytes(), self._trainer.save_state_into,
+            since=order.group.first,
+        )  # fmt: skip
         return GroupMetrics.of(
             iterations, evaluation=evaluation, evaluate_s=evaluate_s, boundary_s=laps.lap()
         ).pack()  # fmt: skip

@@ -24,7 +24,7 @@ from mizzle.scheduling.plan import Triggers, spread
 from mizzle.spark.data import first_rows
 from mizzle.spark.driver import DriverSide, classic_context, default_ranks
 from mizzle.spark.fit import FitPlan, run_fit
-from mizzle.spark.groups import await_ranks, shipped
+from mizzle.spark.groups import await_ranks, refuse_broadcasts, shipped
 from mizzle.spark.progress import TrainingProgress
 from mizzle.spark.validate import CheckedFrame, check_dataframe
 from mizzle.training.clipping import ClipByNorm, ClipByValue
@@ -116,7 +116,7 @@ class Trainer:
         progress: bool | None = None,
     ) -> None:
         """See the class."""
-        _check_kinds(model, run)
+        _check_kinds(model, run, stop)
         _check_counts(max_epochs, max_iterations, validate_every)
         if stop is not None:
             stop.check_monitor(metrics or {})
@@ -179,8 +179,9 @@ class Trainer:
         """
         if not isinstance(df, DataFrame):
             raise ConfigError(f"fit takes a Spark DataFrame, not {type(df).__name__}: use spark.createDataFrame")
-        if self._stop is not None and validation is None:
-            raise ConfigError("stop= looks at validation, but fit was given no validation DataFrame")
+        if validation is None and (self._stop is not None or self._spec.metrics):
+            what = "metrics=" if self._stop is None else "stop="
+            raise ConfigError(f"{what} looks at validation rows, but fit was given no validation DataFrame")
         shipped(collate, "collate")
         columns = Columns.of(features, label, shape=shape, collate=collate)
         check = partial(check_dataframe, columns=columns, num_classes=num_classes, bad_rows=bad_rows)
@@ -192,9 +193,9 @@ class Trainer:
         begun = time.monotonic()
         context = classic_context(df.sparkSession)
         driver = DriverSide(context)
-        checked, held_out = check(df), None if validation is None else check(validation)
-        if held_out is not None:
-            _check_alike(held_out, checked)
+        checked, held_out = check(df), None
+        if validation is not None:
+            held_out = _checked_validation(check, validation, checked)
         plan = self._plan(checked, held_out, *self._layout(context, driver))
         total = plan.triggers.num_iterations
         with driver.run() as run, TrainingProgress(total, enabled=self._progress) as progress:
@@ -227,6 +228,7 @@ class Trainer:
     def _rehearsed(self, spec: TrainingSpec, checked: CheckedFrame, total: int, *, evaluate: bool) -> bytes:
         """What the executors get, after one iteration on the driver with a copy of exactly that."""
         packed = shipped((self._model, spec, checked.columns), "model, loss, optimizer and collate together")
+        refuse_broadcasts(classic_context(checked.frame.sparkSession))
         copied: tuple[torch.nn.Module, TrainingSpec, Columns] = cloudpickle.loads(packed)
         rows = first_rows(checked, min(_REHEARSED_ROWS, fewest_rows(spec, total)))
         rehearse(*copied, rows, evaluate=evaluate)
@@ -245,11 +247,13 @@ class Trainer:
         return HyperSchedule(FlatParameters(self._model, self._spec.groups), self._spec.optimizer, self._scheduler)
 
 
-def _check_kinds(model: object, run: object) -> None:
+def _check_kinds(model: object, run: object, stop: object) -> None:
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"model is {model!r}: give an instance of torch.nn.Module")
     if run is not None and not isinstance(run, RunConfig):
         raise ConfigError(f"run is {run!r}: give a mizzle.RunConfig")
+    if stop is not None and not isinstance(stop, EarlyStopping):
+        raise ConfigError(f"stop is {stop!r}: give a mizzle.EarlyStopping")
 
 
 def _check_counts(max_epochs: int, max_iterations: int | None, validate_every: int | str) -> None:
@@ -260,10 +264,19 @@ def _check_counts(max_epochs: int, max_iterations: int | None, validate_every: i
         check_count("validate_every", validate_every, other='"epoch"')
 
 
-def _check_alike(held_out: CheckedFrame, checked: CheckedFrame) -> None:
-    """Validation rows must have the shape of training rows."""
+def _checked_validation(
+    check: Callable[[DataFrame], CheckedFrame], validation: object, checked: CheckedFrame
+) -> CheckedFrame:
+    """Validation rows must be good, and have the shape of training rows."""
+    if not isinstance(validation, DataFrame):
+        raise ConfigError(f"validation is {validation!r}: give a Spark DataFrame, such as one of df.randomSplit")
+    try:
+        held_out = check(validation)
+    except DataError as error:
+        raise DataError(f"the validation DataFrame: {error}") from error
     if held_out.lengths != checked.lengths:
         raise DataError(
             f"arrays of the validation DataFrame have {held_out.lengths} elements, those of the training DataFrame "
             f"{checked.lengths}: bring both to one length"
         )
+    return held_out

@@ -49,9 +49,13 @@ final class DriverLink {
     ask(DriverSide.WITHDRAW, join.encode());
   }
 
-  /** Whether that is the run's newest generation of residents and all their executors live. */
-  boolean isWhole(String run, int generation) throws BridgeException {
-    return ask(DriverSide.WHOLE, new Frame.Builder().string(run).u32(generation).body())[0] != 0;
+  /**
+   * Whether a task that found nobody need not be: that is the run's newest generation of residents,
+   * all their executors live, and another attempt of the task is at work.
+   */
+  boolean isSuperfluous(String run, int generation, long task) throws BridgeException {
+    return ask(DriverSide.SUPERFLUOUS,
+        new Frame.Builder().string(run).u32(generation).u64(task).body())[0] != 0;
   }
 
   /** What the driver knows of some runs: those that have ended, and the newest generation of others. */

@@ -15,6 +15,8 @@ import org.apache.spark.api.plugin.DriverPlugin;
 import org.apache.spark.api.plugin.PluginContext;
 import org.apache.spark.scheduler.SparkListener;
 import org.apache.spark.scheduler.SparkListenerExecutorRemoved;
+import org.apache.spark.scheduler.SparkListenerTaskEnd;
+import org.apache.spark.scheduler.SparkListenerTaskStart;
 
 /**
  * The driver's half of the plugin: answers admission and lease questions of the bridges, and is
@@ -27,7 +29,7 @@ public final class DriverSide implements DriverPlugin {
   static final int JOIN = 2;
   static final int LEASE = 3;
   static final int WITHDRAW = 4;
-  static final int WHOLE = 5;
+  static final int SUPERFLUOUS = 5;
 
   /** The one of this application: SparkContext is a singleton, and py4j needs a static way in. */
   private static volatile DriverSide current;
@@ -37,6 +39,7 @@ public final class DriverSide implements DriverPlugin {
   private final Map<String, String> bridges = new LinkedHashMap<>();
   /** By run, where the ranks of its newest generation of residents are; guarded by bridges. */
   private final Map<String, Generation> generations = new HashMap<>();
+  private final Attempts attempts = new Attempts();
   private final LongAdder messages = new LongAdder();
   private final LongAdder leases = new LongAdder();
 
@@ -54,7 +57,7 @@ public final class DriverSide implements DriverPlugin {
     return Map.of();
   }
 
-  /** Hears from Spark which executors are gone. */
+  /** Hears from Spark which executors are gone, and which attempts of tasks run. */
   SparkListener listener() {
     return new SparkListener() {
       @Override
@@ -62,6 +65,16 @@ public final class DriverSide implements DriverPlugin {
         synchronized (bridges) {
           bridges.remove(removed.executorId());
         }
+      }
+
+      @Override
+      public void onTaskStart(SparkListenerTaskStart start) {
+        attempts.begin(start.taskInfo().taskId(), start.stageId(), start.taskInfo().index());
+      }
+
+      @Override
+      public void onTaskEnd(SparkListenerTaskEnd end) {
+        attempts.end(end.taskInfo().taskId());
       }
     };
   }
@@ -82,8 +95,8 @@ public final class DriverSide implements DriverPlugin {
         return new byte[0];
       case LEASE:
         return lease(new Frame(question, 0, body));
-      case WHOLE:
-        return whole(new Frame(question, 0, body));
+      case SUPERFLUOUS:
+        return superfluous(new Frame(question, 0, body));
       default:
         throw new IllegalArgumentException("no question number " + question);
     }
@@ -96,12 +109,15 @@ public final class DriverSide implements DriverPlugin {
     return new byte[0];
   }
 
-  private byte[] whole(Frame in) {
+  private byte[] superfluous(Frame in) {
+    String run = in.string();
+    int generation = in.body.getInt();
+    boolean othersWork = attempts.park(in.body.getLong());
     synchronized (bridges) {
-      Generation newest = generations.get(in.string());
-      boolean isWhole = newest != null && newest.number == in.body.getInt()
+      Generation newest = generations.get(run);
+      boolean isSuperfluous = othersWork && newest != null && newest.number == generation
           && bridges.keySet().containsAll(newest.executorIds);
-      return new byte[] {(byte) (isWhole ? 1 : 0)};
+      return new byte[] {(byte) (isSuperfluous ? 1 : 0)};
     }
   }
 

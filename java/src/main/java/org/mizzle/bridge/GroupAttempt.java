@@ -10,25 +10,26 @@ import org.slf4j.LoggerFactory;
 
 /**
  * One attempt of one task of a group. It finds a resident to do the order and waits for it; it ends
- * soon when it is killed. A superfluous attempt (a speculative copy, a retry of one that still runs)
- * finds nobody free and must not win, so it waits to be killed; but not where the generation has lost
- * an executor, because then nobody may be left to kill it.
+ * soon when it is killed. A superfluous attempt (a speculative copy) finds nobody free and must not
+ * win, so it waits to be killed; but no longer than another attempt of its task works, here or
+ * elsewhere: after that nobody would kill it, and the rank may be gone.
  */
 final class GroupAttempt {
   /** First byte of a result. */
   static final int OUTCOME = 0;
   static final int AWAY = 1;
   static final int DIED = 2;
+  static final int FAILED = 3;
   private static final long LOOK_MS = 200;
   private static final long ASK_MS = 1_000;
   /** A resident that does not come back is killed after five seconds; then its session must end. */
   private static final long LEAVE_MS = 10_000;
   private static final Logger LOG = LoggerFactory.getLogger(GroupAttempt.class);
 
-  /** The driver, as far as a superfluous attempt asks it. */
+  /** The driver, as far as an attempt that found nobody asks it. */
   interface Driver {
-    /** Whether the generation is the newest and all its executors are alive. */
-    boolean isWhole() throws BridgeException;
+    /** Whether the generation and its executors live, and another attempt of the task works. */
+    boolean isSuperfluous() throws BridgeException;
   }
 
   /** The task that makes the attempt. */
@@ -73,12 +74,20 @@ final class GroupAttempt {
     return new Frame.Builder().u8(status).u32(rank).raw(body).body();
   }
 
+  private static int status(Order.End end) {
+    return switch (end) {
+      case DONE -> OUTCOME;
+      case FAILED -> FAILED;
+      case DIED -> DIED;
+    };
+  }
+
   private byte[] await(Order order, Task task) {
     try {
       while (!task.isKilled()) {
         try {
           Order.Outcome outcome = order.done.get(LOOK_MS, TimeUnit.MILLISECONDS);
-          return result(outcome.died() ? DIED : OUTCOME, outcome.rank(), outcome.body());
+          return result(status(outcome.end()), outcome.rank(), outcome.body());
         } catch (TimeoutException e) {
           LOG.trace("group {} still runs", group);
         }
@@ -116,7 +125,7 @@ final class GroupAttempt {
   /** Returns true when nobody else will do it, false when the task was killed. */
   private boolean waitInVain(Task task) {
     long askedNs = System.nanoTime();
-    while (isWhole()) {
+    while (!orders.isBroken(group.run(), group.generation()) && isSuperfluous()) {
       while (System.nanoTime() - askedNs < TimeUnit.MILLISECONDS.toNanos(ASK_MS)) {
         LockSupport.parkNanos(TimeUnit.MILLISECONDS.toNanos(LOOK_MS));
         if (task.isKilled() || Thread.interrupted()) {
@@ -128,12 +137,12 @@ final class GroupAttempt {
     return true;
   }
 
-  private boolean isWhole() {
+  private boolean isSuperfluous() {
     try {
-      return driver.isWhole();
+      return driver.isSuperfluous();
     } catch (BridgeException e) {
-      // A driver that is too busy to answer has not lost an executor for all we know.
-      LOG.warn("mizzle's bridge could not ask whether group {} still has its executors", group, e);
+      // A driver that is too busy to answer has not lost an attempt for all we know.
+      LOG.warn("mizzle's bridge could not ask whether group {} has another attempt", group, e);
       return true;
     }
   }

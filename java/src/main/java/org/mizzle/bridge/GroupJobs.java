@@ -3,7 +3,7 @@ package org.mizzle.bridge;
 import java.util.ArrayList;
 import java.util.List;
 import java.util.UUID;
-import java.util.concurrent.atomic.AtomicReferenceArray;
+import java.util.concurrent.ScheduledExecutorService;
 import java.util.stream.IntStream;
 import org.apache.spark.SparkContext;
 import scala.collection.immutable.Seq;
@@ -13,6 +13,13 @@ import scala.runtime.BoxedUnit;
 
 /** Runs groups as Spark jobs; called by mizzle's Python driver through py4j. */
 public final class GroupJobs {
+  /** How long the peers of a rank that failed have to say what they know. */
+  private static final String FAILING = "spark.mizzle.groupFailing";
+  /** By this the exception of a job that was cancelled here is known from any other. */
+  static final String REASON = "a rank of the group is missing or has failed";
+  /** Posts cancellations: never blocks. */
+  private static final ScheduledExecutorService TIMER = Threads.scheduler("mizzle-groups");
+
   private GroupJobs() {}
 
   /**
@@ -32,48 +39,44 @@ public final class GroupJobs {
   /**
    * Runs one group, with the calling thread's local properties, and returns what became of each
    * task: u16 count, then for each u32 length and the bytes of its result. Once a task has found
-   * nobody to do its part, or a process has died, the others are cancelled; those that had no result
-   * by then have length 0. Whatever else ends the job is thrown.
+   * nobody to do its part, or a process has died, the others are cancelled, and a moment after a
+   * rank has failed too; those that had no result by then have length 0. Whatever else ends the job
+   * is thrown, a cancellation by anybody else too.
    */
   public static byte[] run(GroupRdd ranks, long group, byte[] order) {
     int count = ranks.getNumPartitions();
-    AtomicReferenceArray<byte[]> results = new AtomicReferenceArray<>(count);
-    boolean[] isFutile = new boolean[1];
     SparkContext context = ranks.context();
+    long failingMs = context.conf().getTimeAsMs(FAILING, "2s");
     // Not named like the tags of runs: it is nobody else's to look for.
     String tag = "one-group-" + UUID.randomUUID();
     context.addJobTag(tag);
-    try {
-      context.runJob(ranks, new GroupWork(ranks.run, ranks.generation, group, order), all(count),
-          (index, result) -> {
-            results.set((Integer) index, result);
-            if (result[0] != GroupAttempt.OUTCOME && !isFutile[0]) {
-              isFutile[0] = true;
-              context.cancelJobsWithTag(tag, "a rank of the group is missing");
-            }
-            return BoxedUnit.UNIT;
-          }, ClassTag.apply(byte[].class));
-    } catch (Exception e) {
-      // Scala throws what it likes. Nothing of ours is thrown where the rest was cancelled by us.
-      if (!isFutile[0]) {
-        throw e;
+    try (GroupResults results = new GroupResults(count, TIMER, failingMs,
+        () -> context.cancelJobsWithTag(tag, REASON))) {
+      try {
+        context.runJob(ranks, new GroupWork(ranks.run, ranks.generation, group, order), all(count),
+            (index, result) -> {
+              results.put((Integer) index, result);
+              return BoxedUnit.UNIT;
+            }, ClassTag.apply(byte[].class));
+      } catch (Exception e) {
+        // Scala throws what it likes.
+        if (!isOurs(e)) {
+          throw e;
+        }
       }
+      return results.together();
     } finally {
       context.removeJobTag(tag);
     }
-    return together(results);
+  }
+
+  /** Whether that ended a job because it was cancelled here, and not by its user or by Spark. */
+  static boolean isOurs(Exception thrown) {
+    return String.valueOf(thrown.getMessage()).contains(REASON);
   }
 
   private static Seq<Object> all(int count) {
     return CollectionConverters.asScala(
         IntStream.range(0, count).<Object>mapToObj(i -> i).toList()).toSeq();
-  }
-
-  private static byte[] together(AtomicReferenceArray<byte[]> results) {
-    Frame.Builder out = new Frame.Builder().u16(results.length());
-    for (int i = 0; i < results.length(); i++) {
-      out.blob(results.get(i) == null ? new byte[0] : results.get(i));
-    }
-    return out.body();
   }
 }

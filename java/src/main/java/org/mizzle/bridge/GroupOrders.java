@@ -1,10 +1,16 @@
 package org.mizzle.bridge;
 
+import java.util.LinkedHashMap;
+import java.util.Map;
+
 /**
  * The orders of groups, from the tasks of this executor to its residents. Any thread may call;
  * guarded by the {@link Residents}, and nothing blocks inside.
  */
 final class GroupOrders {
+  /** Runs that were broken here; only the youngest ones still have attempts that could ask. */
+  private static final int MAX_BROKEN = 64;
+
   /** Ends a rank's part: its peers and itself are told why. Does not block. */
   interface Members {
     void abort(String run, int generation, int rank, String why);
@@ -12,6 +18,15 @@ final class GroupOrders {
 
   private final Residents residents;
   private final Members members;
+  /** By run, the newest generation of which a rank was told to end; guarded by the residents. */
+  private final Map<String, Integer> broken = new LinkedHashMap<>() {
+    private static final long serialVersionUID = 1L;
+
+    @Override
+    protected boolean removeEldestEntry(Map.Entry<String, Integer> eldest) {
+      return size() > MAX_BROKEN;
+    }
+  };
 
   GroupOrders(Residents residents, Members members) {
     this.residents = residents;
@@ -48,6 +63,13 @@ final class GroupOrders {
     }
   }
 
+  /** Whether a rank of that generation was told to end in this executor. */
+  boolean isBroken(String run, int generation) {
+    synchronized (residents) {
+      return Integer.valueOf(generation).equals(broken.get(run));
+    }
+  }
+
   /**
    * An attempt was killed; when no other waits for its order, the rank is told to end.
    *
@@ -63,6 +85,7 @@ final class GroupOrders {
       }
       residents.expectBack(resident);
       rank = resident.rank;
+      broken.put(order.run, order.generation);
     }
     members.abort(order.run, order.generation, rank, why);
     return true;

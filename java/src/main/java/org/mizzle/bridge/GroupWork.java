@@ -31,7 +31,8 @@ final class GroupWork implements Function2<TaskContext, Iterator<byte[]>, byte[]
           + "was its plugin loaded by another class loader?");
     }
     Group asked = new Group(run, generation, group);
-    GroupAttempt.Driver driver = () -> bridge.driver().isWhole(run, generation);
+    GroupAttempt.Driver driver =
+        () -> bridge.driver().isSuperfluous(run, generation, context.taskAttemptId());
     return new GroupAttempt(bridge.groupOrders(), driver, bridge.blocks().executorId(), asked,
         context.partitionId(), context.attemptNumber()).run(order, new Task(context));
   }

@@ -4,6 +4,7 @@ import java.nio.charset.StandardCharsets;
 import java.util.ArrayDeque;
 import java.util.Deque;
 import java.util.Iterator;
+import java.util.Map;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
 
@@ -48,13 +49,20 @@ final class Hires {
 
   /**
    * Brings together who waits and who is idle, and sends away those who do not want to wait and
-   * need not: as many as there are residents on their way back wait for these.
+   * need not: as many as there are residents on their way back wait for these. One that comes from
+   * the same run is waited for even if others are idle: it has the rank's state, they have none.
    */
   void match() {
-    long returning = residents.returning();
+    Map<String, Integer> kin = residents.returning();
+    long returning = kin.values().stream().mapToInt(Integer::intValue).sum();
     for (Iterator<Hire> each = waiting.iterator(); each.hasNext();) {
       Hire hire = each.next();
-      Resident found = residents.takeIdle(hire.run);
+      Resident found = residents.takeFormer(hire.run);
+      if (found == null && kin.merge(hire.run, -1, Integer::sum) >= 0) {
+        returning--;
+        continue;
+      }
+      found = found == null ? residents.takeAny() : found;
       if (found != null) {
         each.remove();
         start(hire, found);

@@ -10,13 +10,19 @@ import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
 /**
- * Asks the driver again and again which runs have ended, or have come to another generation, and lets
- * go of all that this executor holds of them. Before that it tells the driver that the bridge is there. It has the one thread that waits
- * for the driver's answers.
+ * Asks the driver again and again which runs have ended, or have come to another generation, and
+ * lets go of all that this executor holds of them. Before that it tells the driver that the bridge
+ * is there. It has the one thread that waits for the driver's answers.
  */
 final class Leases implements Closeable {
   private static final Logger LOG = LoggerFactory.getLogger(Leases.class);
   private static final long READY_PERIOD_MS = 20;
+  private static final long HELLO_PERIOD_MS = 1_000;
+
+  /** Something that the driver is told. */
+  interface Report {
+    void send() throws BridgeException;
+  }
 
   private final Bridge bridge;
   private final ShardFolders folders;
@@ -46,11 +52,20 @@ final class Leases implements Closeable {
       thread.schedule(this::hello, READY_PERIOD_MS, TimeUnit.MILLISECONDS);
       return;
     }
+    String description = "host=" + blocks.host() + " port=" + blocks.port()
+        + " pid=" + ProcessHandle.current().pid() + " host_id=" + bridge.hostId();
+    tell(thread, HELLO_PERIOD_MS, () -> bridge.driver().hello(blocks.executorId(), description));
+  }
+
+  /** Again and again, until the driver has heard it: who never reports is nowhere for a rank. */
+  static void tell(ScheduledExecutorService thread, long periodMs, Report report) {
     try {
-      bridge.driver().hello(blocks.executorId(), "host=" + blocks.host() + " port=" + blocks.port()
-          + " pid=" + ProcessHandle.current().pid() + " host_id=" + bridge.hostId());
+      report.send();
     } catch (BridgeException e) {
-      LOG.warn("mizzle's bridge could not report to the driver", e);
+      LOG.warn("mizzle's bridge could not report to the driver; it will try again", e);
+      if (!thread.isShutdown()) {
+        thread.schedule(() -> tell(thread, periodMs, report), periodMs, TimeUnit.MILLISECONDS);
+      }
     }
   }
 

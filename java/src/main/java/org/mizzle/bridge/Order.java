@@ -10,8 +10,15 @@ final class Order {
   static final int RELEASE = 3;
   static final int EXIT = 4;
 
-  /** How it ended. {@code rank}: the resident's own, or -1; {@code body}: what it said, or why it died. */
-  record Outcome(boolean died, int rank, byte[] body) {}
+  /** In what way it ended: FAILED is a group after which the resident gave its rank up. */
+  enum End { DONE, FAILED, DIED }
+
+  /** {@code rank}: the resident's own, or -1; {@code body}: what it said, or why it died. */
+  record Outcome(End end, int rank, byte[] body) {
+    boolean died() {
+      return end == End.DIED;
+    }
+  }
 
   /** New for every order of this bridge; 0 stands for none. */
   final long serial;

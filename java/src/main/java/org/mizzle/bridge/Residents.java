@@ -4,7 +4,9 @@ import java.nio.charset.StandardCharsets;
 import java.util.ArrayDeque;
 import java.util.ArrayList;
 import java.util.Deque;
+import java.util.HashMap;
 import java.util.LinkedHashSet;
+import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.concurrent.ScheduledExecutorService;
@@ -58,9 +60,11 @@ final class Residents {
     resident.underWay = null;
     boolean stays = rank >= 0 && resident.run != null && order.kind != Order.RELEASE;
     // One that gives up after a group did that group as the rank it was.
-    int doer = order.kind == Order.GROUP ? resident.rank : rank;
+    boolean isGroup = order.kind == Order.GROUP;
+    int doer = isGroup ? resident.rank : rank;
+    Order.End end = isGroup && rank < 0 ? Order.End.FAILED : Order.End.DONE;
     resident.rank = stays ? rank : -1;
-    order.done.complete(new Order.Outcome(false, doer, outcome));
+    order.done.complete(new Order.Outcome(end, doer, outcome));
     if (!stays) {
       rest(resident);
     } else if (resident.released) {
@@ -76,8 +80,8 @@ final class Residents {
     if (resident.underWay != null) {
       String why = "process " + resident.pid()
           + " of this executor ended: it crashed, was killed, or had no memory left";
-      resident.underWay.done.complete(
-          new Order.Outcome(true, resident.rank, why.getBytes(StandardCharsets.UTF_8)));
+      resident.underWay.done.complete(new Order.Outcome(
+          Order.End.DIED, resident.rank, why.getBytes(StandardCharsets.UTF_8)));
     }
     hires.match();
   }
@@ -121,10 +125,17 @@ final class Residents {
     return resident.underWay;
   }
 
-  /** An idle one, which is so no more, or null: best one that may know something of the run. */
-  Resident takeIdle(String run) {
-    Resident found = idle.stream().filter(resident -> run.equals(resident.formerRun)).findFirst()
-        .orElse(idle.peek());
+  /** An idle one, which is so no more, or null: one that may know something of the run. */
+  Resident takeFormer(String run) {
+    return take(idle.stream().filter(r -> run.equals(r.formerRun)).findFirst().orElse(null));
+  }
+
+  /** An idle one, which is so no more, or null. */
+  Resident takeAny() {
+    return take(idle.peek());
+  }
+
+  private Resident take(Resident found) {
     if (found != null) {
       idle.remove(found);
       found.nextAlarm();
@@ -132,9 +143,11 @@ final class Residents {
     return found;
   }
 
-  /** How many will be idle in a moment. */
-  long returning() {
-    return all.stream().filter(resident -> resident.released).count();
+  /** How many will be idle in a moment, by the run that they come from. */
+  Map<String, Integer> returning() {
+    Map<String, Integer> found = new HashMap<>();
+    all.stream().filter(r -> r.released).forEach(r -> found.merge(r.run, 1, Integer::sum));
+    return found;
   }
 
   /** Whether any belongs to another run, which may have ended. */

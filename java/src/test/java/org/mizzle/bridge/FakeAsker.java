@@ -9,6 +9,18 @@ import java.util.concurrent.TimeUnit;
 final class FakeAsker implements Hire.Asker {
   final BlockingQueue<String> heard = new LinkedBlockingQueue<>();
 
+  /** One that hires there. */
+  static FakeAsker hires(Residents residents, String run, int generation, boolean patient) {
+    FakeAsker asker = new FakeAsker();
+    residents.hires().add(asker.hire(run, generation, patient), TimeUnit.HOURS.toMillis(1));
+    return asker;
+  }
+
+  /** What it wants. */
+  Hire hire(String run, int generation, boolean patient) {
+    return new Hire(run, generation, "how".getBytes(StandardCharsets.UTF_8), patient, this);
+  }
+
   @Override
   public void answer(byte[] outcome) {
     heard.add(outcome == null ? "nobody" : new String(outcome, StandardCharsets.UTF_8));

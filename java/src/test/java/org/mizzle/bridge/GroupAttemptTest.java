@@ -20,23 +20,8 @@ final class GroupAttemptTest {
       new Residents(Threads.scheduler("timer"), LONG_MS, LONG_MS, () -> { });
   private final GroupOrders orders = new GroupOrders(residents,
       (run, generation, rank, why) -> aborted.add(run + generation + " " + rank + " " + why));
-  private volatile boolean isWhole = true;
+  private volatile boolean isSuperfluous = true;
   private final BlockingQueue<Boolean> asked = new LinkedBlockingQueue<>();
-
-  /** A task that is killed when the test says so. */
-  private static final class FakeTask implements GroupAttempt.Task {
-    volatile boolean killed;
-
-    @Override
-    public boolean isKilled() {
-      return killed;
-    }
-
-    @Override
-    public RuntimeException killed(String otherwise) {
-      return new IllegalMonitorStateException(killed ? "by the test" : otherwise);
-    }
-  }
 
   /** An attempt under way, in a thread of its own. */
   private final class Attempt {
@@ -54,8 +39,8 @@ final class GroupAttemptTest {
     }
 
     private boolean ask() {
-      asked.add(isWhole);
-      return isWhole;
+      asked.add(isSuperfluous);
+      return isSuperfluous;
     }
 
     /** Status, rank and text. */
@@ -123,7 +108,7 @@ final class GroupAttemptTest {
     Attempt attempt = new Attempt(5, 2, 0);
     two.next(Order.GROUP);
     two.serve(-1, "failed");
-    equal("0 2 failed", attempt.get());
+    equal("3 2 failed", attempt.get());
     residents.hires().add(new Hire("other", 0, new byte[0], false, new FakeAsker()), LONG_MS);
     equal("other", two.next(Order.START).run);
   }
@@ -191,10 +176,22 @@ final class GroupAttemptTest {
     equal("by the test", copy.failure());
   }
 
-  void anAttemptWhoseGenerationLostAnExecutorIsNotSuperfluous() throws Exception {
+  void aRetryAfterItsRankHasGoneDoesNotWait() throws Exception {
+    FakeResident zero = resident(0);
+    Attempt first = new Attempt(5, 0, 0);
+    zero.next(Order.GROUP);
+    first.task.killed = true;
+    aborted.poll(FakeResident.SOON_S, TimeUnit.SECONDS);
+    zero.serve(-1, "failed");
+    equal("by the test", first.failure());
+    equal("1", new Attempt(5, 0, 1).get().substring(0, 1));
+    check(asked.isEmpty(), "there is no need to ask");
+  }
+
+  void itWaitsNoLongerThanTheDriverKnowsOfAnotherThatWorks() throws Exception {
     Attempt copy = new Attempt(5, 0, 1);
     check(asked.poll(FakeResident.SOON_S, TimeUnit.SECONDS), "all are there");
-    isWhole = false;
+    isSuperfluous = false;
     equal("1", copy.get().substring(0, 1));
   }
 }

@@ -1,5 +1,6 @@
 package org.mizzle.bridge;
 
+import static org.mizzle.bridge.FakeAsker.hires;
 import static org.mizzle.bridge.RunTests.check;
 import static org.mizzle.bridge.RunTests.equal;
 import static org.mizzle.bridge.RunTests.fails;
@@ -18,23 +19,12 @@ final class ResidentsTest {
     return new Residents(timer, idleMs, graceMs, () -> renewals++);
   }
 
-  private static Hire hire(String run, int generation, boolean patient, FakeAsker asker) {
-    return new Hire(run, generation, "how".getBytes(), patient, asker);
-  }
-
-  private FakeAsker hires(String run, int generation, boolean patient) {
-    FakeAsker asker = new FakeAsker();
-    residents.hires().add(hire(run, generation, patient, asker), LONG_MS);
-    return asker;
-  }
-
   void anIdleOneStartsAndWhoHiredItHearsWhatItSays() throws Exception {
     FakeResident one = new FakeResident(residents);
-    FakeAsker asker = hires(RUN, 3, false);
+    FakeAsker asker = hires(residents, RUN, 3, false);
     Order start = one.next(Order.START);
     equal("how", new String(start.payload));
-    equal(RUN, start.run);
-    equal(3, start.generation);
+    equal(RUN + 3, start.run + start.generation);
     check(asker.heard.isEmpty(), "it has not started yet");
     one.serve(1, "ready");
     equal("ready", asker.next());
@@ -43,8 +33,8 @@ final class ResidentsTest {
   }
 
   void whoDoesNotWantToWaitIsToldThatNobodyIsThere() throws Exception {
-    equal("nobody", hires(RUN, 0, false).next());
-    FakeAsker patient = hires(RUN, 0, true);
+    equal("nobody", hires(residents, RUN, 0, false).next());
+    FakeAsker patient = hires(residents, RUN, 0, true);
     check(patient.heard.isEmpty(), "it waits");
     FakeResident one = new FakeResident(residents);
     one.next(Order.START);
@@ -59,27 +49,27 @@ final class ResidentsTest {
     former.serve(-1, "");
     FakeResident older = new FakeResident(residents);
     FakeResident newer = new FakeResident(residents);
-    hires("other", 0, false);
+    hires(residents, "other", 0, false);
     equal("other", newer.next(Order.START).run);
-    hires(RUN, 1, false);
+    hires(residents, RUN, 1, false);
     equal(RUN, former.next(Order.START).run);
     check(older.orders.isEmpty(), "it was not needed");
   }
 
   void oneThatFailedToStartIsIdleAgain() throws Exception {
     FakeResident one = new FakeResident(residents);
-    FakeAsker asker = hires(RUN, 0, true);
+    FakeAsker asker = hires(residents, RUN, 0, true);
     one.next(Order.START);
     one.serve(-1, "no such model");
     equal("no such model", asker.next());
     equal(Set.of(), residents.runs());
-    hires(RUN, 0, true);
+    hires(residents, RUN, 0, true);
     one.next(Order.START);
   }
 
   void oneThatDiesWhileItStartsFailsTheHire() throws Exception {
     FakeResident one = new FakeResident(residents);
-    FakeAsker asker = hires(RUN, 0, true);
+    FakeAsker asker = hires(residents, RUN, 0, true);
     one.next(Order.START);
     one.dies();
     String told = asker.next();
@@ -88,11 +78,11 @@ final class ResidentsTest {
 
   void aHireEndsAtItsDeadlineAndItsResidentComesBack() throws Exception {
     FakeAsker nobody = new FakeAsker();
-    residents.hires().add(hire(RUN, 0, true, nobody), 1);
+    residents.hires().add(nobody.hire(RUN, 0, true), 1);
     check(nobody.next().startsWith("TIMEOUT no resident process"), "nobody came");
     FakeResident one = new FakeResident(residents);
     FakeAsker slow = new FakeAsker();
-    residents.hires().add(hire(RUN, 0, true, slow), 1);
+    residents.hires().add(slow.hire(RUN, 0, true), 1);
     check(slow.next().startsWith("TIMEOUT the resident process did not get ready"), "too slow");
     one.next(Order.START);
     one.serve(0, "late");
@@ -102,12 +92,12 @@ final class ResidentsTest {
 
   void whenTheAskerGoesAwayItsResidentIsReleased() throws Exception {
     FakeAsker asker = new FakeAsker();
-    Hire waits = hire(RUN, 0, true, asker);
+    Hire waits = asker.hire(RUN, 0, true);
     residents.hires().add(waits, LONG_MS);
     residents.hires().dismiss(waits);
     FakeResident one = new FakeResident(residents);
     check(one.orders.isEmpty(), "nobody wants it");
-    Hire starts = hire(RUN, 0, true, asker);
+    Hire starts = asker.hire(RUN, 0, true);
     residents.hires().add(starts, LONG_MS);
     one.next(Order.START);
     residents.hires().dismiss(starts);
@@ -115,14 +105,14 @@ final class ResidentsTest {
     one.next(Order.RELEASE);
     one.serve(-1, "");
     check(asker.heard.isEmpty(), "it is not there to be told");
-    hires(RUN, 0, false);
+    hires(residents, RUN, 0, false);
     one.next(Order.START);
   }
 
   void aLaterGenerationTakesTheResidentsOfTheEarlierOne() throws Exception {
     FakeResident one = FakeResident.started(residents, RUN, 0, 0);
-    FakeAsker first = hires(RUN, 1, false);
-    FakeAsker second = hires(RUN, 1, false);
+    FakeAsker first = hires(residents, RUN, 1, false);
+    FakeAsker second = hires(residents, RUN, 1, false);
     equal("nobody", second.next());
     check(first.heard.isEmpty(), "one resident is on its way back");
     one.next(Order.RELEASE);
@@ -134,9 +124,35 @@ final class ResidentsTest {
     check(one.orders.isEmpty(), "only older ones are over");
   }
 
+  void oneOnItsWayBackFromTheSameRunIsBetterThanAnIdleStranger() throws Exception {
+    FakeResident kin = FakeResident.started(residents, RUN, 0, 0);
+    FakeResident stranger = new FakeResident(residents);
+    FakeAsker first = hires(residents, RUN, 1, false);
+    check(stranger.orders.isEmpty(), "it does not know the run");
+    hires(residents, "other", 0, false);
+    equal("other", stranger.next(Order.START).run);
+    FakeResident late = new FakeResident(residents);
+    hires(residents, RUN, 1, false);
+    equal(RUN, late.next(Order.START).run);
+    kin.next(Order.RELEASE);
+    kin.serve(-1, "");
+    equal(RUN, kin.next(Order.START).run);
+    kin.serve(0, "again");
+    equal("again", first.next());
+  }
+
+  void anIdleStrangerIsTakenOnceTheOneThatWasWaitedForHasDied() throws Exception {
+    FakeResident kin = FakeResident.started(residents, RUN, 0, 0);
+    FakeResident stranger = new FakeResident(residents);
+    hires(residents, RUN, 1, true);
+    check(stranger.orders.isEmpty(), "it does not know the run");
+    kin.dies();
+    equal(RUN, stranger.next(Order.START).run);
+  }
+
   void whoWaitsForOneOnItsWayBackIsToldWhenThatDies() throws Exception {
     FakeResident one = FakeResident.started(residents, RUN, 0, 0);
-    FakeAsker asker = hires(RUN, 1, false);
+    FakeAsker asker = hires(residents, RUN, 1, false);
     one.next(Order.RELEASE);
     one.dies();
     equal("nobody", asker.next());
@@ -144,7 +160,7 @@ final class ResidentsTest {
 
   void leasesAreRenewedBeforeAProcessMoreIsStarted() throws Exception {
     FakeResident one = FakeResident.started(residents, "ended", 0, 0);
-    FakeAsker asker = hires(RUN, 0, false);
+    FakeAsker asker = hires(residents, RUN, 0, false);
     equal(1, renewals);
     check(asker.heard.isEmpty(), "perhaps the other run has ended");
     residents.end("ended");
@@ -152,7 +168,7 @@ final class ResidentsTest {
     one.next(Order.RELEASE);
     one.serve(-1, "");
     equal(RUN, one.next(Order.START).run);
-    FakeAsker unlucky = hires("third", 0, false);
+    FakeAsker unlucky = hires(residents, "third", 0, false);
     residents.hires().leasesAreFresh();
     equal("nobody", unlucky.next());
   }
