@@ -178,8 +178,24 @@ class Connect:
         raise PySparkAttributeError(errorClass="JVM_ATTRIBUTE_NOT_SUPPORTED", messageParameters={"attr_name": "x"})
 
 
+class Java:
+    """The JVM's side of a context."""
+
+    def __init__(self, *, stopped: bool) -> None:
+        self._stopped = stopped
+
+    def sc(self) -> Java:
+        return self
+
+    def isStopped(self) -> bool:  # noqa: N802 - Spark's name
+        return self._stopped
+
+
 class Plain:
     """A context that was started without the plugin."""
+
+    def __init__(self, *, stopped: bool = False) -> None:
+        self._jsc = Java(stopped=stopped)
 
     def getConf(self) -> dict[str, str]:  # noqa: N802 - Spark's name
         return {"spark.plugins": "org.example.Other"}
@@ -190,6 +206,8 @@ def test_a_session_that_mizzle_cannot_use_is_refused() -> None:
         classic_context(Connect())  # type: ignore[arg-type]
     with pytest.raises(BridgeMissing, match=r"spark.plugins is 'org.example.Other'.*mizzle.spark_conf\(\)"):
         check_session(Plain())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="has been stopped: make a new one"):
+        check_session(Plain(stopped=True))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match=r"fit takes a Spark DataFrame, not list"):
         make().fit([1], features="x", label="y")  # type: ignore[arg-type]
 
