@@ -54,9 +54,10 @@ class LaunchCost:
         return [self.seconds(tasks) / seconds - 1 for tasks, seconds in points]
 
 
-# Measured on a 2-core virtual machine that also ran all executors, warm, medians: a Spark job of PySpark tasks that do
-# nothing, 2 to 8 executors. A driver with cores of its own is faster: fit your own with `fit_launch`.
-MEASURED_LAUNCH = LaunchCost(a_s=0.012, b_s=0.005)
+# Measured on a 2-core virtual machine that also ran the executors, warm, medians: a Spark job of 2 to 256 JVM tasks
+# that do nothing (benchmarks/results/scheduling_2-core-vm_2026-11-22.md). A driver with cores of its own is faster: fit
+# your own with `fit_launch`.
+MEASURED_LAUNCH = LaunchCost(a_s=0.0218, b_s=0.00077)
 
 
 def fit_launch(points: Sequence[tuple[int, float]]) -> LaunchCost:

@@ -62,11 +62,14 @@ def test_what_is_printed_says_that_it_is_modelled_and_fits_a_terminal() -> None:
 
 
 def test_a_group_size_that_auto_would_not_take_is_pointed_out() -> None:
-    long = invoke("--parameters", "7M", "--ranks", "64", "--compute", "2s", "--task-ms", "20").output
+    long = invoke(
+        "--parameters", "7M", "--ranks", "64", "--compute", "2s", "--launch-ms", "12", "--task-ms", "20"
+    ).output
     assert re.search(r"in groups of \d+ s; group_size='auto' ends them after 20 s, fix K instead", long)
-    many = invoke("--parameters", "1K", "--ranks", "1", "--compute", "1ms").output
+    launch = ("--launch-ms", "12", "--task-ms", "5")
+    many = invoke("--parameters", "1K", "--ranks", "1", "--compute", "1ms", *launch).output
     assert re.search(r"K = 1\d\d\d keeps scheduling within 1%; group_size='auto' takes at most 1000", many)
-    neither = invoke("--parameters", "7M", "--ranks", "2", "--compute", "0.1s", "--task-ms", "1").output
+    neither = invoke(*SEVEN_MILLION, "--launch-ms", "1", "--task-ms", "0.1").output
     assert "auto" not in neither
 
 
