@@ -16,7 +16,7 @@ from mizzle.errors import ConfigError
 PIECE_ELEMENTS = 64 * 1024
 """256 KB of fp32: a few of them fit into a core's second-level cache."""
 
-_OPERATIONS: Mapping[str, Callable[..., torch.Tensor]] = {
+OPERATIONS: Mapping[str, Callable[..., torch.Tensor]] = {
     "sum": torch.add, "mean": torch.add, "max": torch.maximum, "min": torch.minimum,
 }  # fmt: skip
 
@@ -27,8 +27,8 @@ def check_reduce_op(op: str) -> None:
     Raises:
         ConfigError: it is not one of sum, mean, max, min.
     """
-    if op not in _OPERATIONS:
-        raise ConfigError(f"unknown reduce op {op!r}: write one of {', '.join(map(repr, _OPERATIONS))}")
+    if op not in OPERATIONS:
+        raise ConfigError(f"unknown reduce op {op!r}: write one of {', '.join(map(repr, OPERATIONS))}")
 
 
 class TreeCombiner:
@@ -45,7 +45,7 @@ class TreeCombiner:
         check_reduce_op(op)
         self._num_shards = num_shards
         self._dtype = dtype
-        self._operation = _OPERATIONS[op]
+        self._operation = OPERATIONS[op]
         self._plan = plan((), num_shards)
         self._scratch = torch.empty((0, 0), dtype=dtype)
         self._widened = torch.empty((2, 0), dtype=dtype)

@@ -7,12 +7,11 @@ on, whoever is left over going up as he is, which is what splitting at the large
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-
 import torch
 
 from mizzle.collectives.arrays import Formats
 from mizzle.collectives.collective import Collective, Said
+from mizzle.collectives.combine import OPERATIONS
 from mizzle.errors import CollectiveMismatch
 
 EAGER_BYTES = 32 * 1024
@@ -21,9 +20,6 @@ _INCOMING_BYTES = 8 * EAGER_BYTES
 """The same from all ranks together: beyond, slices move fewer bytes than whole arrays, and add up sooner."""
 _MAX_KEPT = 16
 """Kinds of calls whose memory is kept: a program makes few, and one that makes many starts over."""
-_OPERATIONS: Mapping[str, Callable[..., torch.Tensor]] = {
-    "sum": torch.add, "mean": torch.add, "max": torch.maximum, "min": torch.minimum,
-}  # fmt: skip
 
 
 class SmallReductions:
@@ -64,7 +60,7 @@ class SmallReduction:
 
     def __init__(self, size: int, rank: int, num_elements: int, formats: Formats, op: str) -> None:
         """Allocate ``size`` rows of contributions, and as many in all for the sums of each level of the tree."""
-        self._formats, self._operation, self._op = formats, _OPERATIONS[op], op
+        self._formats, self._operation, self._op = formats, OPERATIONS[op], op
         self._arrived = torch.empty((size, num_elements), dtype=formats.contribution)
         self._own = self._arrived[rank]
         self._rows = [memoryview(row) for row in self._arrived.view(torch.uint8).numpy()]

@@ -20,6 +20,7 @@ from mizzle.spark.driver import DriverSide, await_slots, classic_context, has_dy
 from mizzle.spark.jobs import RunJobs
 from mizzle.spark.orders import JoinTerms
 from mizzle.spark.outcome import Outcome, raise_cause
+from mizzle.spark.placement import drain
 from mizzle.spark.worker import GroupJob, RankContext, run_rank
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -88,14 +89,12 @@ class _Body:
         self.pickled = shipped(fn, "the function")
 
     def __call__(self, context: RankContext, rows: Iterable[Any]) -> Any:  # noqa: ANN401 - the user's value
-        for _ in rows:
-            pass  # a task that leaves its input unread costs Spark the Python worker
+        drain(rows)
         return cloudpickle.loads(self.pickled)(context)
 
 
 def _nothing(_context: RankContext, rows: Iterable[Any]) -> None:
-    for _ in rows:
-        pass  # a task that leaves its input unread costs Spark the Python worker
+    drain(rows)
 
 
 def await_ranks(context: SparkContext, driver: DriverSide, ranks: int, timeout_s: float) -> None:

@@ -5,7 +5,7 @@ Does not load torch: tasks that only deal rows use it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pyspark import RDD, SparkContext
@@ -28,6 +28,12 @@ def here() -> str:
         return client.executor_id
     finally:
         client.close()
+
+
+def drain(rows: Iterable[Any]) -> None:
+    """Read a task's input to its end: a task that leaves it unread costs Spark the Python worker."""
+    for _ in rows:
+        pass
 
 
 def neighbours(rdd: RDD[Any], num_partitions: int) -> RDD[Any]:

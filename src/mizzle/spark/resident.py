@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -86,8 +87,8 @@ class _Residence:
             self._part = work.start(self._context, order.boundary, rows)
 
     def run_group(self, order: object) -> object:
-        if self._part is None or self._context is None:
-            raise TaskFailed("a group was ordered from a resident that serves no run")
+        assert self._part is not None, "a group was ordered before the start was done"
+        assert self._context is not None
         with _TellPeers(self._context):
             return self._part.run_group(order)
 
@@ -192,10 +193,7 @@ def _packed(outcome: Outcome) -> bytes:
             f"rank {outcome.rank} returned {len(packed)} bytes from a group, {MAX_RESULT_BYTES} are allowed: aggregate "
             "on the ranks with ctx.all_reduce, return fewer metrics"
         )
-        failure = Failure(str(error), str(error), cloudpickle.dumps(error))  # type: ignore[no-untyped-call]
-        packed = cloudpickle.dumps(  # type: ignore[no-untyped-call]
-            Outcome(outcome.task, outcome.rank, outcome.executor_id, outcome.host, failure=failure)
-        )
+        packed = cloudpickle.dumps(replace(outcome, value=b"", failure=Failure.of(error)))  # type: ignore[no-untyped-call]
     return packed
 
 

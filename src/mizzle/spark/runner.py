@@ -31,7 +31,7 @@ from mizzle.spark.jobs import RunJobs
 from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
 from mizzle.spark.orders import JoinTerms
 from mizzle.spark.outcome import Failure, Outcome, raise_cause
-from mizzle.spark.placement import here, placed
+from mizzle.spark.placement import drain, here, placed
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
@@ -80,7 +80,7 @@ class GroupRunner:
         work: the pickled `mizzle.spark.resident.ResidentWork`.
         size: N, number of ranks.
         executors: where the data of every rank lies, by rank; None: anywhere.
-        rows: partition i is for rank i; None: the ranks get no rows this way.
+        rows: partition i is for rank i, and ``executors`` is None; None: the ranks get no rows this way.
     """
 
     def __init__(
@@ -93,7 +93,6 @@ class GroupRunner:
         self._size, self._rows = size, rows
         self._executors = tuple(executors or ())
         self._generation = -1
-        self._has_settled = False
         self._orders = 0
         self._prepared: Any = None
         self._jvm = JvmGroups(context)
@@ -180,14 +179,13 @@ class GroupRunner:
             self.run, self._generation, 0, self._size, self._layout.transport, self._layout.timeout_s
         )  # fmt: skip
         # Rows come once: later they are in the arenas, to which the ranks return.
-        with_rows = self._rows is not None and not self._has_settled
+        with_rows = self._rows is not None and not self._executors
         hired = self._tasks(with_rows=with_rows).mapPartitionsWithIndex(
             Hiring(terms, self._work, boundary, with_rows=with_rows)
         )
         title = f"{self._size} ranks take their places"
         outcomes: list[Outcome] = self._jobs.run(title, hired.collect)
         raise_cause(outcomes)
-        self._has_settled = True
         by_rank = sorted(outcomes, key=lambda outcome: outcome.rank)
         self._executors = tuple(outcome.executor_id for outcome in by_rank)
         self._prepared = self._jvm.prepare(self.run, self._generation, self._locations(self._executors))
@@ -253,8 +251,7 @@ class _Retries:
 
 def _read_memory(wishes: Sequence[tuple[str, Memory]], task: int, rows: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
     """Runs on an executor: a region in chunks, or nothing on another executor than the one that holds it."""
-    for _ in rows:
-        pass  # a task that leaves its input unread costs Spark the Python worker
+    drain(rows)
     executor, memory = wishes[task]
     if here() != executor:
         return
