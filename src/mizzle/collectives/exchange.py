@@ -10,8 +10,11 @@ again. When the next `reduce` returns, all peers have gathered, so the own slice
 
 from __future__ import annotations
 
+import time
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
 from zlib import crc32
 
 import torch
@@ -22,6 +25,7 @@ from mizzle.collectives.collective import Collective, check_length
 from mizzle.collectives.combine import TreeCombiner
 from mizzle.collectives.signature import Signature
 from mizzle.collectives.slices import ALIGNMENT, Slice, slices
+from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.collectives.tree import MAX_NODES, Node, cover
 from mizzle.collectives.views import over_payload, over_region
 from mizzle.collectives.wire import Wire
@@ -29,7 +33,9 @@ from mizzle.errors import CollectiveMismatch, ConfigError
 
 MAX_SHARE_BYTES = 60 * 1024
 WEIGHTS = "weights"
+STRIPE = 1 << 20
 _FP32_BYTES = 4
+_ISLANDS: WeakKeyDictionary[Any, dict[str, torch.Tensor]] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +53,7 @@ class ExchangeLayout:
     num_shards: int
     shards_of_rank: tuple[tuple[int, ...], ...]
     alignment: int = ALIGNMENT
+    stripe: int = STRIPE
 
     def __post_init__(self) -> None:
         """Refuse a layout that leaves out a shard, holds one twice, or scatters them too much."""
@@ -58,9 +65,26 @@ class ExchangeLayout:
                 raise ConfigError(f"the shards of rank {rank} are too scattered: give it runs of neighbouring shards")
 
     @property
+    def buckets(self) -> tuple[Slice, ...]:
+        """What is communicated by itself."""
+        stops = [*range(self.stripe, self.num_elements, self.stripe), self.num_elements]
+        starts = [0, *stops[:-1]]
+        return tuple(Slice(start, stop) for start, stop in zip(starts, stops, strict=True))
+
+    def owned(self, rank: int) -> tuple[Slice, ...]:
+        """The ranges of a rank: one of every bucket, ascending, without empty ones."""
+        size = len(self.shards_of_rank)
+        cuts = ((bucket.start, slices(len(bucket), size, self.alignment)[rank]) for bucket in self.buckets)
+        return tuple(Slice(start + part.start, start + part.stop) for start, part in cuts if len(part))
+
+    @property
     def slices(self) -> tuple[Slice, ...]:
-        """The slice of every rank."""
-        return slices(self.num_elements, len(self.shards_of_rank), self.alignment)
+        """Where every rank's ranges lie when they are packed behind each other."""
+        found, stop = [], 0
+        for rank in range(len(self.shards_of_rank)):
+            start, stop = stop, stop + sum(map(len, self.owned(rank)))
+            found.append(Slice(start, stop))
+        return tuple(found)
 
     def nodes(self, rank: int) -> tuple[Node, ...]:
         """What a rank contributes: the maximal tree nodes within its shards."""
@@ -79,6 +103,7 @@ class Reduced:
 
     total: torch.Tensor
     metas: list[bytes]
+    hidden_s: float = 0.0
 
 
 class Exchange:
@@ -94,12 +119,17 @@ class Exchange:
     ``store.abort`` itself.
 
     Attributes:
-        slice: the own slice.
+        owned: the own ranges.
         nodes: the tree nodes that this rank contributes, each the sum of its shards.
         weights: (M,) fp32 over region "weights": this rank's copy.
     """
 
-    def __init__(self, store: BlockStore, layout: ExchangeLayout, *, wire: Wire, timeout_s: float) -> None:
+    crosses_hosts = False
+
+    def __init__(
+        self, store: BlockStore, layout: ExchangeLayout, *, wire: Wire, weights_wire: Wire = Wire.FP32,
+        error_feedback: bool = False, timeout_s: float, timeline: Timeline = NO_TIMELINE,
+    ) -> None:  # fmt: skip
         """Map the regions: "weights", "gradients.<k>" per node, "incoming", and "wire" with a 16-bit wire.
 
         Args:
@@ -119,23 +149,63 @@ class Exchange:
         self._wire = wire
         self._timeout_s = timeout_s
         self._slices = layout.slices
+        self._owned_by = [layout.owned(rank) for rank in range(store.size)]
+        self.owned = self._owned_by[store.rank]
+        self.buckets = layout.buckets
+        self._weights_wire = weights_wire
+        self._error_feedback = error_feedback
+        self._timeline = timeline
+        self._island = _ISLANDS.setdefault(getattr(store, "_fabric", self), {})
+        self._announced: set[int] = set()
+        self._opened: tuple[int, int, tuple[Node, ...]] | None = None
         self._nodes_of = tuple(layout.nodes(rank) for rank in range(store.size))
-        self.slice = self._slices[store.rank]
+        self._slice = self._slices[store.rank]
         self.nodes = self._nodes_of[store.rank]
         self._vectors: dict[str, tuple[Region, torch.Tensor]] = {}
         self._combiner = TreeCombiner(layout.num_shards)
-        self._total = torch.zeros(len(self.slice), dtype=torch.float32)
+        self._total = torch.zeros(len(self._slice), dtype=torch.float32)
         self._collective: Collective | None = None
         self._map_regions()
+        weights = self.weights
+        parts = [weights[own.start : own.stop] for own in self.owned]
+        fp32 = weights_wire is Wire.FP32
+        self.master = tuple(part if fp32 else torch.zeros(len(part)) for part in parts)
 
     def vector(self, name: str) -> torch.Tensor:
         """The (M,) fp32 vector over the region of that name, created (zeroed) at first use; `gather` takes any."""
         return self._vector(name)[1]
 
+    def shared_vector(self, name: str) -> torch.Tensor:
+        """(M,) fp32, one for all ranks of an island; `gather` takes any."""
+        self._vector(name)
+        return self._island.setdefault(name, torch.zeros(self._layout.num_elements))
+
     @property
     def weights(self) -> torch.Tensor:
-        """(M,) fp32, this rank's copy of the weights."""
-        return self.vector(WEIGHTS)
+        """(M,) fp32, one for all ranks of an island."""
+        return self.shared_vector(WEIGHTS)
+
+    def memory_bytes(self) -> dict[str, int]:
+        """Bytes by purpose."""
+        whole = self._layout.num_elements * _FP32_BYTES
+        return {
+            "weights": whole // self._store.size, "gradients": len(self.nodes) * whole,
+            "reduced": self._total.nbytes, "incoming": sum(span.length for span in self._into.values()),
+        }  # fmt: skip
+
+    def open(self, iteration: int, op: int, *, active: Collection[Node]) -> None:
+        """Begin early."""
+        self._opened, self._begun = (iteration, op, tuple(active)), time.perf_counter()
+        self._announced.clear()
+
+    def announce(self, bucket: int) -> None:
+        """The contributions to this bucket are final."""
+        assert self._opened is not None
+        assert bucket not in self._announced, bucket
+        self._announced.add(bucket)
+        for part, _ in enumerate(self.nodes):
+            own = self.buckets[bucket]
+            self._frozen[part][own.start : own.stop] = self._vector(_gradients(part))[1][own.start : own.stop]
 
     def contribution(self, node: Node) -> torch.Tensor:
         """(M,) fp32, what this rank adds for ``node``; the caller fills it before `publish`.
@@ -154,6 +224,14 @@ class Exchange:
             active: the own nodes that had samples this time; the others are absent from the sum.
             meta: bytes for every rank, at most 60 KB.
         """
+        if self._opened is not None:
+            assert self._opened == (iteration, op, tuple(active)), self._opened
+            for number in set(range(len(self.buckets))) - self._announced:
+                self.announce(number)
+            for part in range(len(self.nodes)):
+                self._vector(_gradients(part))[1].copy_(self._frozen[part])
+        self._hidden_s = 0.0 if self._opened is None else time.perf_counter() - self._begun
+        self._opened = None
         signature = Signature.of(
             "exchange", elements=self._layout.num_elements, alignment=self._layout.alignment,
             shards=self._layout.num_shards, wire=self._wire.value, placement=f"{self._placement:08x}",
@@ -194,7 +272,7 @@ class Exchange:
             self._combiner.combine(sources, self._total)
             # All peers have sent this round, so they have finished with everything before it.
             self._store.drop(collective.iteration, collective.op)
-            return Reduced(self._total, metas)
+            return Reduced(self._total, metas, self._hidden_s)
 
     def share(self, iteration: int, op: int, payload: bytes) -> list[bytes]:
         """A tiny all-gather.
@@ -223,11 +301,18 @@ class Exchange:
         Args:
             vector: name of the `vector`: the weights, or, for an optimizer that runs unsharded, reduced gradients.
         """
+        values = self.shared_vector(vector)
+        if vector == WEIGHTS and self._weights_wire is not Wire.FP32:
+            for own, master in zip(self.owned, self.master, strict=True):
+                values[own.start : own.stop].copy_(master.to(self._weights_wire.dtype))
         with self._current() as collective:
             self._collective = None
             collective.rearm(self._timeout_s)
-            region, values = self._vector(vector)
-            mine = Span(region, *self.slice.of_bytes(_FP32_BYTES))
+            region, packed = self._vector("packed")
+            mine = Span(region, *self._slice.of_bytes(_FP32_BYTES))
+            if mine.length:
+                own_values = torch.cat([values[own.start : own.stop] for own in self.owned])
+                packed[self._slice.start : self._slice.stop].copy_(own_values)
             collective.put(Kind.RESULT, mine, to=collective.others, dtype=DType.FLOAT32, slice_=self._store.rank)
             pending: dict[int, Pending] = {}
             for rank in collective.others:
@@ -236,8 +321,11 @@ class Exchange:
             for rank, block in collective.await_all(pending).items():
                 theirs = self._slices[rank]
                 check_length(block, len(theirs) * _FP32_BYTES)
-                if not block.in_place:
-                    values[theirs.start : theirs.stop].copy_(over_payload(block.payload, torch.float32))
+                if not hasattr(self._store, "_fabric"):
+                    source, at = over_payload(block.payload, torch.float32), 0
+                    for own in self._owned_by[rank]:
+                        values[own.start : own.stop].copy_(source[at : at + len(own)])
+                        at += len(own)
 
     def _new(self, iteration: int, op: int, signature: Signature) -> Collective:
         return Collective(self._store, iteration, op, signature=signature, timeout_s=self._timeout_s)
@@ -260,7 +348,7 @@ class Exchange:
             self._vector(_gradients(part))
         self._placement = crc32(repr(self._layout.shards_of_rank).encode())
         width = self._wire.element_bytes
-        slice_bytes = len(self.slice) * width
+        slice_bytes = len(self._slice) * width
         keys = [
             (rank, part)
             for rank in range(self._store.size) if rank != self._store.rank
@@ -268,9 +356,9 @@ class Exchange:
         ]  # fmt: skip
         incoming = self._store.region("incoming", max(1, len(keys) * slice_bytes))
         self._into = {key: Span(incoming, i * slice_bytes, slice_bytes) for i, key in enumerate(keys)}
-        if self._wire is not Wire.FP32:
-            vector_bytes = self._layout.num_elements * width
-            self._rounded = self._store.region("wire", max(1, len(self.nodes) * vector_bytes))
+        self._frozen = [torch.zeros(self._layout.num_elements) for _ in self.nodes]
+        vector_bytes = self._layout.num_elements * width
+        self._rounded = self._store.region("wire", max(1, len(self.nodes) * vector_bytes))
 
     def _part(self, node: Node) -> int:
         if node not in self.nodes:
@@ -279,13 +367,11 @@ class Exchange:
 
     def _encode(self, part: int) -> Span:
         """The bytes of a contribution as they travel."""
-        region, values = self._vector(_gradients(part))
-        width = self._wire.element_bytes
-        num_bytes = self._layout.num_elements * width
-        if self._wire is Wire.FP32:
-            return Span(region, 0, num_bytes)
+        _, values = self._vector(_gradients(part))
+        num_bytes = self._layout.num_elements * self._wire.element_bytes
         rounded = over_region(self._rounded, self._wire.dtype, len(values), part * num_bytes)
-        self._wire.encode(values, rounded)
+        parts = [values[own.start : own.stop] for owned in self._owned_by for own in owned]
+        self._wire.encode(torch.cat(parts) if parts else values, rounded)
         return Span(self._rounded, part * num_bytes, num_bytes)
 
     def _cut(self, vector: Span | None, rank: int) -> Span | None:
@@ -315,7 +401,7 @@ class Exchange:
         span = self._cut(self._active.get(node), self._store.rank)
         if span is None:
             return None
-        return over_region(span.region, self._wire.dtype, len(self.slice), span.offset)
+        return over_region(span.region, self._wire.dtype, len(self._slice), span.offset)
 
     def _checked(self, block: Fetched) -> torch.Tensor | None:
         """A peer's contribution; None when it is absent (or the slice is empty)."""
@@ -323,7 +409,7 @@ class Exchange:
             return None
         if block.header.dtype != self._wire.block_dtype:
             raise CollectiveMismatch(f"{block.header.block} holds {block.header.dtype.name}, not {self._wire.value}")
-        check_length(block, len(self.slice) * self._wire.element_bytes)
+        check_length(block, len(self._slice) * self._wire.element_bytes)
         return over_payload(block.payload, self._wire.dtype)
 
 
