@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal, get_args
 
 from mizzle.errors import ConfigError
@@ -10,6 +11,9 @@ from mizzle.errors import ConfigError
 Transport = Literal["auto", "shm", "blocks"]
 """How ranks reach each other: shared memory on one host, the BlockManager, or (auto) each peer the best way."""
 
+
+Overlap = bool | Literal["auto"]
+"""Whether the exchange begins during backward, or (auto) where that pays."""
 
 GroupSize = int | Literal["auto"]
 """Iterations per Spark job, or "auto"."""
@@ -46,6 +50,10 @@ class RunConfig:
         max_group_s: with "auto", how long a group may last in seconds: within it the run shows no progress and takes
             up no change. 20 s keep both lively, and leave room for 1 % where launching a group takes up to 0.1 s.
         transport: how ranks reach each other; "auto" unless a transport is to be measured.
+        overlap: whether gradients travel while backward goes on. It changes no result. "auto" does it where some peer
+            is on another host: on one host adding them up would take the cores that backward needs.
+        trace: file for the driver to write, with what every rank did when, for chrome://tracing or Perfetto. None:
+            nothing is noted.
         timeout_s: seconds that a rank waits for its peers in one exchange, or for its group to come together. 60 s
             cover a garbage collection or a slow first iteration; a dead peer is noticed at once all the same.
     """
@@ -55,20 +63,28 @@ class RunConfig:
     group_size: GroupSize = "auto"
     max_group_s: float = 20.0
     transport: Transport = "auto"
+    overlap: Overlap = "auto"
+    trace: str | Path | None = None
     timeout_s: float = 60.0
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
+        self._check_ranks()
+        for name in ("max_group_s", "timeout_s"):
+            if getattr(self, name) <= 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}: give a positive number of seconds")
+        if self.transport not in get_args(Transport):
+            raise ConfigError(f"transport is {self.transport!r}: give one of {', '.join(get_args(Transport))}")
+        if not isinstance(self.overlap, bool) and self.overlap != "auto":
+            raise ConfigError(f"overlap is {self.overlap!r}: give True, False or 'auto'")
+        if self.trace is not None and not isinstance(self.trace, str | Path):
+            raise ConfigError(f"trace is {self.trace!r}: give the name of a file, or None")
+
+    def _check_ranks(self) -> None:
         for name in ("ranks", "shards"):
             if getattr(self, name) is not None:
                 check_count(name, getattr(self, name))
         if self.group_size != "auto":
             check_count("group_size", self.group_size, other='"auto"')
-        if self.max_group_s <= 0:
-            raise ConfigError(f"max_group_s is {self.max_group_s}: give a positive number of seconds")
         if self.ranks is not None and self.shards is not None and self.shards < self.ranks:
             raise ConfigError(f"{self.shards} shards cannot be spread over {self.ranks} ranks: every rank holds one")
-        if self.transport not in get_args(Transport):
-            raise ConfigError(f"transport is {self.transport!r}: give one of {', '.join(get_args(Transport))}")
-        if self.timeout_s <= 0:
-            raise ConfigError(f"timeout_s is {self.timeout_s}: give a positive number of seconds")

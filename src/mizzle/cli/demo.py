@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
@@ -70,8 +71,8 @@ class DemoReport:
             losses=result.history.as_dict()["losses"],
             wall_s=report["wall_s"],
             time_split={
-                "compute": time.compute_s, "exchange": time.exchange_s, "update": time.update_s,
-                "scheduling": time.scheduling_s,
+                "compute": time.compute_s, "exchange": time.exchange_s, "hidden": time.hidden_s,
+                "update": time.update_s, "scheduling": time.scheduling_s,
             },
         )  # fmt: skip
 
@@ -92,18 +93,23 @@ def demo(
     require_accuracy: Annotated[
         float, typer.Option(min=0.0, max=1.0, help="Fail below this test accuracy; 0 accepts any.")
     ] = ACCURACY,
+    trace: Annotated[
+        Path | None, typer.Option(metavar="FILE", dir_okay=False, help="Write what the ranks did when, for Perfetto.")
+    ] = None,
     json: JsonFile = None,
 ) -> None:
     """Train LeNet-5 on scikit-learn's digits (8x8 pictures, 80 % to train, 20 % to test) and print the test accuracy.
 
     The JSON holds accuracy, iterations, ranks, transport, group_size, losses, wall_s (seconds of training, without
-    starting Spark) and time_split (seconds: compute, exchange, update, scheduling).
+    starting Spark) and time_split (seconds: compute, exchange, hidden, update, scheduling; hidden is exchange during
+    compute, and part of it). --trace writes a file that https://ui.perfetto.dev and chrome://tracing open.
     """
     check_writable(json)
     digits = load_digits()
     layout = RunConfig(
-        ranks=ranks, shards=max(SHARDS, ranks), group_size=parse_group_size(group_size), transport=transport
-    )
+        ranks=ranks, shards=max(SHARDS, ranks), group_size=parse_group_size(group_size), transport=transport,
+        trace=trace,
+    )  # fmt: skip
     print(
         f"LeNet-5 on {len(digits.train)} handwritten digits, {ranks} ranks on {master or f'local[{ranks}]'}", flush=True
     )
@@ -111,7 +117,7 @@ def demo(
         result = train(spark, digits, layout, epochs=epochs)
     report = DemoReport.of(result, accuracy_of(result.model, digits))
     write_json(json, report.as_dict())
-    split = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.time_split.items())
+    split = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.time_split.items() if name != "hidden")
     groups = result.report["groups"]
     print(
         f"{report.iterations} iterations in {report.wall_s:.1f} s ({split}), {groups} groups, group size {group_size}"

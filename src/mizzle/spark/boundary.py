@@ -56,6 +56,12 @@ def find_state(context: RankContext, boundary: int) -> memoryview | None:
     )
 
 
+def kept_bytes(context: RankContext) -> int:
+    """Memory that the states of this rank take in its arena."""
+    regions = [context.arena.find(name) for name in _REGIONS]
+    return sum(len(region.buffer) for region in regions if region is not None)
+
+
 def _kept(context: RankContext) -> dict[str, dict[str, int]]:
     kept: dict[str, dict[str, int]] = json.loads(context.label or b"{}")
     return kept

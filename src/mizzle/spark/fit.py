@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -26,6 +27,7 @@ from mizzle.training.loss_log import LossLog
 from mizzle.training.schedule import HyperSchedule
 from mizzle.training.spec import TrainingSpec
 from mizzle.training.stopping import EarlyStopping, StoppingState
+from mizzle.training.trace import RankTrace, read_trace
 
 _ORDER_BYTES = 512 * 1024
 """Of hyper-parameters in one group's order: the bridge takes 1 MiB."""
@@ -62,10 +64,27 @@ class FitPlan:
         return self.held_out is not None and any(name != EPOCH_END or not self.triggers.every for name in fired)
 
 
+@dataclass(frozen=True, slots=True)
+class Fitted:
+    """What a fit ended with.
+
+    Attributes:
+        model: the trained model's ``state_dict()``.
+        history: of the run.
+        memory_bytes: by purpose, of the rank that held most.
+        traces: by rank; empty where none was wanted.
+    """
+
+    model: dict[str, torch.Tensor]
+    history: TrainingHistory
+    memory_bytes: Mapping[str, int]
+    traces: Mapping[int, RankTrace]
+
+
 def run_fit(
     context: SparkContext, driver: DriverSide, run: str, plan: FitPlan, schedule: HyperSchedule,
     progress: TrainingProgress,
-) -> tuple[dict[str, torch.Tensor], TrainingHistory]:  # fmt: skip
+) -> Fitted:  # fmt: skip
     """Train.
 
     Args:
@@ -75,9 +94,6 @@ def run_fit(
         plan: of the fit.
         schedule: at its start.
         progress: is shown every group.
-
-    Returns:
-        The trained model's ``state_dict()``, and the history.
     """
     work, executors = _deal(run, plan)
     size = len(plan.shards_of_rank)
@@ -96,10 +112,13 @@ def run_fit(
             evaluation = played.metrics[0].evaluation
             if stopping and evaluation is not None and stopping.observe(stopping.rule.value(evaluation)):
                 break
-        finished: Finished = runner.order("the trained model", FinishOrder(), history.iterations).results[0]
-        model, log = runner.fetch([(0, finished.model), (0, finished.log)])
+        finished: list[Finished] = runner.order("the trained model", FinishOrder(), history.iterations).results
+        of_all = [(rank, one.trace) for rank, one in enumerate(finished)]
+        wanted = [(0, finished[0].model), (0, finished[0].log), *of_all]
+        model, log, *traces = runner.fetch([(rank, memory) for rank, memory in wanted if memory is not None])
     history.complete(LossLog.unpack(log), plan.spec.order())
-    return safetensors.torch.load(model), history
+    most = max((one.memory_bytes for one in finished), key=lambda held: sum(held.values()))
+    return Fitted(safetensors.torch.load(model), history, most, dict(enumerate(map(read_trace, traces))))
 
 
 def _deal(run: str, plan: FitPlan) -> tuple[TrainWork, list[str]]:

@@ -138,6 +138,8 @@ def _layout(run: RunConfig, ranks: int | None, group_size: GroupSize | None) -> 
         raise ConfigError(f"run is {run!r}: give a mizzle.RunConfig")
     if run.shards is not None:
         raise ConfigError(f"run.shards is {run.shards}: iterate deals rows to ranks, give ranks")
+    if run.trace is not None or run.overlap != "auto":
+        raise ConfigError("run.trace and run.overlap are for a Trainer: iterate does not see inside your step function")
     return replace(
         run,
         ranks=run.ranks if ranks is None else ranks,

@@ -10,7 +10,7 @@ import json
 import time
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +18,20 @@ import safetensors.torch
 import torch
 from pyspark import cloudpickle
 
-from mizzle.collectives.exchange import Exchange, ExchangeLayout
+from mizzle.collectives.exchange import Exchange
+from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.errors import DataError, Misplaced
 from mizzle.scheduling.plan import Group
-from mizzle.spark.boundary import find_state, keep_state
+from mizzle.spark.boundary import find_state, keep_state, kept_bytes
 from mizzle.spark.runner import Memory
 from mizzle.spark.worker import RankContext
 from mizzle.training.columns import Columns
-from mizzle.training.flat import FlatParameters
 from mizzle.training.group_metrics import GroupMetrics
 from mizzle.training.rank import RankTrainer
 from mizzle.training.shards import ShardFile
 from mizzle.training.spec import IterationPlan, TrainingSpec
+from mizzle.training.trace import TRACE_BYTES, TraceBuffer
+from mizzle.training.wiring import exchange_for
 
 _WHO_SEES = 5
 """Number of the round, within the iteration at which a generation begins, that tells who sees which files."""
@@ -60,20 +62,24 @@ class TrainOrder:
 
 @dataclass(frozen=True, slots=True)
 class FinishOrder:
-    """The run ends: rank 0 leaves the trained model and the log of all iterations for the driver."""
+    """The run ends: the ranks leave for the driver what it wants of them."""
 
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """Where rank 0 left them.
+    """What a rank leaves behind, and where.
 
     Attributes:
-        model: safetensors of ``state_dict()``.
-        log: a packed `mizzle.training.loss_log.LossLog`.
+        memory_bytes: what it held, by purpose; the copies for recovery are "recovery".
+        trace: for `mizzle.training.trace.read_trace`; None where none was wanted.
+        model: safetensors of ``state_dict()``; from rank 0.
+        log: a packed `mizzle.training.loss_log.LossLog`; from rank 0.
     """
 
-    model: Memory
-    log: Memory
+    memory_bytes: Mapping[str, int]
+    trace: Memory | None
+    model: Memory | None = None
+    log: Memory | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,31 +125,37 @@ class TrainPart:
         self._files = ExitStack()
         with self._files:
             shards = {shard: self._open(work.paths[shard], columns) for shard in work.shards_of_rank[context.rank]}
-            layout = ExchangeLayout(
-                FlatParameters(model, spec.groups).num_elements, spec.num_shards, work.shards_of_rank
+            self._timeline = Timeline() if spec.trace else NO_TIMELINE
+            exchange = exchange_for(
+                spec, model, context.store, work.shards_of_rank, timeout_s=context.terms.timeout_s,
+                timeline=self._timeline,
             )  # fmt: skip
-            exchange = Exchange(context.store, layout, wire=spec.wire, timeout_s=context.terms.timeout_s)
-            self._trainer = RankTrainer(spec, model, exchange, shards, state=find_state(context, boundary))
-            if boundary:
-                # A group that failed on its way may have left newer slices of the others in this rank's memory.
-                self._trainer.gather_weights(boundary)
+            state = find_state(context, boundary)
+            self._trainer = RankTrainer(spec, model, exchange, shards, state=state, timeline=self._timeline)
+            # At every start: a rank wrote its own ranges only, and a group that failed may have left newer ones.
+            self._trainer.gather_weights(boundary)
             held = self._held_for_validation(work, exchange, boundary)
             self._validation = {shard: self._open(work.validation[shard], columns) for shard in held}
             self._files = self._files.pop_all()
 
-    def run_group(self, order: TrainOrder | FinishOrder) -> bytes | Finished | None:
-        """Obey: the packed `GroupMetrics` of a group; at the end, from rank 0, where its results lie."""
+    def run_group(self, order: TrainOrder | FinishOrder) -> bytes | Finished:
+        """Obey: the packed `GroupMetrics` of a group; at the end, where the results lie."""
         if isinstance(order, FinishOrder):
-            return self._finish() if self._context.rank == 0 else None
+            return self._finish()
         plans = order.iterations()
         iterations = self._trainer.run(plans)
         laps = _Laps()
-        evaluation = self._trainer.evaluate(plans[-1], self._validation) if order.evaluate else None
+        evaluation = None
+        if order.evaluate:
+            with self._timeline.span("evaluate", "boundary", iteration=order.group.stop - 1):
+                evaluation = self._trainer.evaluate(plans[-1], self._validation)
         evaluate_s = laps.lap()
-        keep_state(
-            self._context, order.group.stop, self._trainer.state_bytes(), self._trainer.save_state_into,
-            since=order.group.first,
-        )  # fmt: skip
+        with self._timeline.span("keep state", "boundary", boundary=order.group.stop):
+            keep_state(
+                self._context, order.group.stop, self._trainer.state_bytes(), self._trainer.save_state_into,
+                since=order.group.first,
+            )  # fmt: skip
+        self._keep_trace()
         return GroupMetrics.of(
             iterations, evaluation=evaluation, evaluate_s=evaluate_s, boundary_s=laps.lap()
         ).pack()  # fmt: skip
@@ -151,6 +163,16 @@ class TrainPart:
     def close(self) -> None:
         """Close the files."""
         self._files.close()
+        self._trainer.close()
+
+    def _keep_trace(self) -> Memory | None:
+        """Leave what was noted so far in the arena, which outlives this process."""
+        if not self._timeline.is_on:
+            return None
+        region = self._context.arena.region("trace", TRACE_BYTES)
+        kept = TraceBuffer(region.buffer)
+        kept.append(*self._timeline.take())
+        return Memory(region.path, kept.used_bytes)
 
     def _open(self, path: str, columns: Columns) -> ShardFile:
         if not Path(path).exists():
@@ -167,9 +189,14 @@ class TrainPart:
         return deal_seen([json.loads(one) for one in told], work.shards_of_rank)[self._context.rank]
 
     def _finish(self) -> Finished:
-        return Finished(
-            self._leave("model", safetensors.torch.save(self._trainer.model_state())),
-            self._leave("log", self._trainer.log.pack()),
+        held = {**self._trainer.memory_bytes(), "recovery": kept_bytes(self._context)}
+        finished = Finished(held, self._keep_trace())
+        if self._context.rank:
+            return finished
+        return replace(
+            finished,
+            model=self._leave("model", safetensors.torch.save(self._trainer.model_state())),
+            log=self._leave("log", self._trainer.log.pack()),
         )
 
     def _leave(self, name: str, content: bytes) -> Memory:

@@ -8,8 +8,9 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -23,7 +24,7 @@ from mizzle.errors import ConfigError, DataError, ModelError
 from mizzle.scheduling.plan import Triggers, spread
 from mizzle.spark.data import first_rows
 from mizzle.spark.driver import DriverSide, classic_context, default_ranks
-from mizzle.spark.fit import FitPlan, run_fit
+from mizzle.spark.fit import FitPlan, Fitted, run_fit
 from mizzle.spark.groups import await_ranks, refuse_broadcasts, shipped
 from mizzle.spark.progress import TrainingProgress
 from mizzle.spark.validate import CheckedFrame, check_dataframe
@@ -36,6 +37,7 @@ from mizzle.training.rehearsal import fewest_rows, rehearse
 from mizzle.training.schedule import HyperSchedule, SchedulerFactory
 from mizzle.training.spec import Loss, Metric, TrainingSpec
 from mizzle.training.stopping import EarlyStopping
+from mizzle.training.trace import check_trace_file, write_trace
 
 _REHEARSED_ROWS = 8
 
@@ -48,7 +50,8 @@ class TrainingResult:
         model: the trained model, in eval mode, on the driver; a copy, the one given to the Trainer is untouched.
         history: loss of every iteration, epochs, evaluations, groups, where the time went.
         report: how it was run: ranks, shards, rows, iterations, groups, group size, transport, whether it was stopped
-            early, wall seconds.
+            early, wall seconds, the share of the exchange that was hidden behind compute, and the memory in bytes, by
+            purpose, of the rank that held most, beside the activations of its model.
     """
 
     model: torch.nn.Module
@@ -79,6 +82,10 @@ class Trainer:
         autocast: run forward and loss in bfloat16 where torch thinks it safe.
         not_finite: "raise" on a NaN or infinite loss or gradient, or "skip" that update.
         wire: element type of gradients on their way: "fp32", "bf16" or "fp16"; sums are fp32 always.
+        weights_wire: element type of new weights on their way. With a 16-bit one forward and backward use rounded
+            weights, of which the learnt model is made; the optimizer goes on from fp32 ones. Prefer "bf16": "fp16" ends
+            at 65504. No effect on optimizers that run whole.
+        error_feedback: with a 16-bit ``wire``, add what was rounded away of a gradient to the next one.
         threads: torch threads per rank. Fixed, because kernels may add in another order with more.
         run: layout on the cluster.
         metrics: of validation, by name: ``metric(output, target)``, the mean over its mini-batch.
@@ -108,6 +115,8 @@ class Trainer:
         autocast: bool = False,
         not_finite: Literal["raise", "skip"] = "raise",
         wire: Literal["fp32", "bf16", "fp16"] = "fp32",
+        weights_wire: Literal["fp32", "bf16", "fp16"] = "fp32",
+        error_feedback: bool = False,
         threads: int = 1,
         metrics: Mapping[str, Metric] | None = None,
         validate_every: int | Literal["epoch"] = "epoch",
@@ -131,7 +140,8 @@ class Trainer:
         self._spec = TrainingSpec(
             loss=loss, optimizer=optimizer, num_rows=1, num_shards=1, global_batch_size=global_batch_size,
             groups=groups, clipping=clip, accumulate=accumulate, autocast=autocast, seed=seed,
-            not_finite=not_finite, wire=Wire.of(wire), threads=threads, metrics=metrics,
+            not_finite=not_finite, wire=Wire.of(wire), weights_wire=Wire.of(weights_wire),
+            error_feedback=error_feedback, threads=threads, metrics=metrics,
         )  # fmt: skip
         self._scheduler = scheduler
         self._schedule()
@@ -191,6 +201,8 @@ class Trainer:
         self, df: DataFrame, validation: DataFrame | None, check: Callable[[DataFrame], CheckedFrame]
     ) -> TrainingResult:
         begun = time.monotonic()
+        if self._run.trace is not None:
+            check_trace_file(Path(self._run.trace))
         context = classic_context(df.sparkSession)
         driver = DriverSide(context)
         checked, held_out = check(df), None
@@ -199,14 +211,18 @@ class Trainer:
         plan = self._plan(checked, held_out, *self._layout(context, driver))
         total = plan.triggers.num_iterations
         with driver.run() as run, TrainingProgress(total, enabled=self._progress) as progress:
-            state, history = run_fit(context, driver, run, plan, self._schedule(), progress)
+            fitted = run_fit(context, driver, run, plan, self._schedule(), progress)
+        if self._run.trace is not None:
+            write_trace(Path(self._run.trace), fitted.traces)
         model = copy.deepcopy(self._model)
-        model.load_state_dict(state)
-        report = self._report(run, plan, history) | {"wall_s": time.monotonic() - begun}
-        return TrainingResult(model.eval(), history, report)
+        model.load_state_dict(fitted.model)
+        report = self._report(run, plan, fitted) | {"wall_s": time.monotonic() - begun}
+        return TrainingResult(model.eval(), fitted.history, report)
 
     def _plan(self, checked: CheckedFrame, held_out: CheckedFrame | None, ranks: int, num_shards: int) -> FitPlan:
-        spec = self._spec.on(checked.num_rows, num_shards)
+        spec = replace(
+            self._spec.on(checked.num_rows, num_shards), overlap=self._run.overlap, trace=self._run.trace is not None
+        )  # fmt: skip
         per_epoch = spec.order().iterations_per_epoch
         total = min(per_epoch * self._max_epochs, self._max_iterations or per_epoch * self._max_epochs)
         every = {}
@@ -217,12 +233,14 @@ class Trainer:
             spread(num_shards, ranks), Triggers(total, per_epoch, every), self._run, self._stop,
         )  # fmt: skip
 
-    def _report(self, run: str, plan: FitPlan, history: TrainingHistory) -> dict[str, Any]:
+    def _report(self, run: str, plan: FitPlan, fitted: Fitted) -> dict[str, Any]:
+        history = fitted.history
         return {
             "run": run, "ranks": len(plan.shards_of_rank), "shards": plan.spec.num_shards, "rows": plan.rows.num_rows,
             "skipped_rows": plan.rows.num_skipped, "iterations": history.iterations, "groups": len(history.groups),
             "group_size": self._run.group_size, "transport": self._run.transport,
             "stopped_early": history.iterations < plan.triggers.num_iterations,
+            "hidden_fraction": history.time.hidden_fraction, "memory_bytes": dict(fitted.memory_bytes),
         }  # fmt: skip
 
     def _rehearsed(self, spec: TrainingSpec, checked: CheckedFrame, total: int, *, evaluate: bool) -> bytes:

@@ -1,8 +1,9 @@
 """The model's buffers (batch-norm statistics and the like) across shards.
 
 Every shard starts an iteration from the same values. Float32 buffers travel behind the parameters and become the mean
-over the shards that had rows; one that no shard changed keeps its exact value. Others (counters) take the value of the
-lowest such shard. So the result depends on V, not on N; it differs from one process seeing the whole batch, as in DDP.
+over the shards that had rows; one that no shard changed keeps its exact value, whatever the wire rounds. Others
+(counters) take the value of the lowest such shard. So the result depends on V, not on N; it differs from one process
+seeing the whole batch, as in DDP.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from mizzle.errors import ModelError
-from mizzle.training.flat import FlatParameters
+from mizzle.training.flat import FlatParameters, Slot
 
 
 @dataclass(slots=True)
@@ -43,7 +44,7 @@ class _Home:
 class ModelBuffers:
     """The buffers of one rank's model; `begin` and `end` enclose the forward of each shard.
 
-    Float buffers live in memory of their own, not in the weights: forward writes to them while peers still read.
+    All of them live in memory of their own, not in the weights: forward writes to them while peers still read.
     """
 
     def __init__(self, model: torch.nn.Module, flat: FlatParameters) -> None:
@@ -56,25 +57,25 @@ class ModelBuffers:
         self._floats = [by_name.pop(slot.name) for slot in self._slots]
         self._others = list(by_name.values())
         for slot, home in zip(self._slots, self._floats, strict=True):
-            view = self._values[slot.start - self._range.start : slot.stop - self._range.start].view(slot.shape)
+            view = self._of(slot, self._values).view(slot.shape)
             view.copy_(home.value.detach())
             home.value = view
             home.put_back()
+        self._float_start = self._values.clone()
         self._start = [home.value.clone() for home in self._others]
 
-    def begin(self, weights: torch.Tensor) -> None:
-        """Give the model the values that every shard starts from: floats of ``weights`` (M,), and the others."""
-        self._values.copy_(weights[self._range])
+    def begin(self) -> None:
+        """Give the model the values that every shard starts from."""
+        self._values.copy_(self._float_start)
         for home, start in zip(self._others, self._start, strict=True):
             home.value.copy_(start)
         for home in (*self._floats, *self._others):
             home.put_back()
 
-    def end(self, weights: torch.Tensor, contribution: torch.Tensor) -> tuple[set[int], dict[int, bytes]]:
+    def end(self, contribution: torch.Tensor) -> tuple[set[int], dict[int, bytes]]:
         """Collect what a shard's forward made of the buffers.
 
         Args:
-            weights: (M,) with the values at the start.
             contribution: (M,) fp32; the float buffers are written to its end.
 
         Returns:
@@ -85,8 +86,8 @@ class ModelBuffers:
         contribution[self._range].copy_(self._values)
         changed = {
             number
-            for number, (slot, home) in enumerate(zip(self._slots, self._floats, strict=True))
-            if not torch.equal(home.value, slot.view(weights))
+            for number, slot in enumerate(self._slots)
+            if not torch.equal(self._of(slot, self._values), self._of(slot, self._float_start))
         }
         others = {
             number: _to_bytes(home.value)
@@ -95,35 +96,52 @@ class ModelBuffers:
         }
         return changed, others
 
-    def adopt(self, others: Mapping[int, bytes]) -> None:
-        """Take the others' new values from the lowest shard, for the next iteration."""
+    def adopt(self, changed: Iterable[int], weights: torch.Tensor, others: Mapping[int, bytes]) -> None:
+        """Take the new values, for the next iteration.
+
+        Args:
+            changed: numbers of float buffers that some shard changed.
+            weights: (M,) fp32, which has their means.
+            others: from the lowest shard.
+        """
+        for number in changed:
+            slot = self._slots[number]
+            self._of(slot, self._float_start).copy_(weights[slot.start : slot.stop])
         for number, raw in others.items():
             start = self._start[number]
             start.copy_(torch.frombuffer(bytearray(raw), dtype=start.dtype).view(start.shape))
 
-    def adopt_named(self, others: Mapping[str, torch.Tensor]) -> None:
-        """Take the others' values from a state."""
-        for home, start in zip(self._others, self._start, strict=True):
-            start.copy_(others[home.name])
+    def adopt_named(self, named: Mapping[str, torch.Tensor]) -> None:
+        """Take the values of `named` from a state."""
+        for home, start in self._starts():
+            start.copy_(named[home.name])
 
-    def named_others(self) -> dict[str, torch.Tensor]:
-        """Copies of the buffers that are not in the vector, by name."""
-        return {home.name: start.clone() for home, start in zip(self._others, self._start, strict=True)}
+    def named(self) -> dict[str, torch.Tensor]:
+        """Copies of all buffers as every shard starts from them, by name."""
+        return {home.name: start.clone() for home, start in self._starts()}
 
-    def copy_changed(self, changed: Iterable[int], mean: torch.Tensor, weights: torch.Tensor, start: int) -> None:
+    def copy_changed(self, changed: Iterable[int], mean: torch.Tensor, into: torch.Tensor, start: int) -> None:
         """Write the means of the changed float buffers to the weights, where a part of the vector holds them.
 
         Args:
             changed: numbers of float buffers that some shard changed.
             mean: (length,) fp32, elements [start, start + length) of the vector.
-            weights: (M,) fp32.
-            start: of ``mean`` in the vector.
+            into: (length,) fp32, the same elements of the weights.
+            start: of both in the vector.
         """
         for number in changed:
             first = max(self._slots[number].start, start)
             last = min(self._slots[number].stop, start + len(mean))
             if first < last:
-                weights[first:last].copy_(mean[first - start : last - start])
+                into[first - start : last - start].copy_(mean[first - start : last - start])
+
+    def _of(self, slot: Slot, values: torch.Tensor) -> torch.Tensor:
+        """A float buffer's place in a vector of all of them."""
+        return values[slot.start - self._range.start : slot.stop - self._range.start]
+
+    def _starts(self) -> list[tuple[_Home, torch.Tensor]]:
+        floats = [self._of(slot, self._float_start).view(slot.shape) for slot in self._slots]
+        return list(zip((*self._floats, *self._others), (*floats, *self._start), strict=True))
 
 
 def _homes(model: torch.nn.Module) -> list[_Home]:

@@ -1,8 +1,8 @@
-"""Gradient clipping on slices: by value, and by global L2 norm without a second pass over the vector.
+"""Gradient clipping on owned ranges: by value, and by global L2 norm without a second pass over the vector.
 
 The norm's bits do not depend on the number of ranks: squares are added in float64 per chunk of ALIGNMENT elements,
-and chunks along one binary tree over the whole vector. A rank sends the tree nodes that lie within its slice, at most
-two a level, whatever the size of the model (Merkle trees are proved in parts in the same way, RFC 6962).
+and chunks along one binary tree over the whole vector. A rank sends the tree nodes that lie within its ranges, at most
+two a level for each of them (Merkle trees are proved in parts in the same way, RFC 6962).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from mizzle.collectives.slices import ALIGNMENT
+from mizzle.collectives.slices import ALIGNMENT, Slice
 from mizzle.errors import ConfigError
 
 _NODE = struct.Struct("<BId")
@@ -51,20 +51,24 @@ class ClipByNorm:
         return min(1.0, self.max_norm / (norm + 1e-6))
 
 
-def norm_message(gradient: torch.Tensor, start: int, num_parameters: int) -> bytes:
-    """One rank's part of the global norm: sums of squares of the tree nodes within its slice.
+def norm_message(gradient: torch.Tensor, owned: Iterable[Slice], num_parameters: int) -> bytes:
+    """One rank's part of the global norm: sums of squares of the tree nodes within its ranges.
 
     Args:
-        gradient: (length,) fp32, the parameters' part of the slice; whole chunks.
-        start: the slice's first element, a multiple of ALIGNMENT.
+        gradient: (n,) fp32, the parameters' part of the ranges, one behind the other; whole chunks.
+        owned: the ranges, ascending, starts at multiples of ALIGNMENT; what lies behind the parameters is left out.
         num_parameters: elements of the whole vector that belong to parameters, a multiple of ALIGNMENT.
 
     Returns:
-        At most 13 bytes for two nodes a level: under 1 KB for any model.
+        At most 13 bytes for two nodes a level of every range: 270 for one of a million elements.
     """
     sums = chunk_sums(gradient)
-    nodes = _maximal_nodes(sums, start // ALIGNMENT, num_parameters // ALIGNMENT)
-    return b"".join(_NODE.pack(*node) for node in nodes)
+    parts = []
+    for own in owned:
+        count = max(0, min(own.stop, num_parameters) - own.start) // ALIGNMENT
+        parts += _maximal_nodes(sums[:count], own.start // ALIGNMENT, num_parameters // ALIGNMENT)
+        sums = sums[count:]
+    return b"".join(_NODE.pack(*node) for node in parts)
 
 
 def global_norm(messages: Iterable[bytes], num_parameters: int) -> float:

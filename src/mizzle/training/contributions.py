@@ -51,6 +51,11 @@ class Contributions:
         """
         return self._fill(node, counts, into, 0)
 
+    @property
+    def spare_bytes(self) -> int:
+        """Memory of the spare vectors."""
+        return sum(vector.nbytes for vector in self._spare)
+
     def _fill(self, node: Node, counts: Mapping[int, int], into: torch.Tensor, depth: int) -> list[ShardReport]:
         if node.is_leaf:
             return [self._compute(node.lo, into)] if counts[node.lo] else []

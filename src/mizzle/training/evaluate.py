@@ -68,13 +68,12 @@ class Evaluator:
         self._guard = guard if guard is not None else nullcontext()
         self._record = struct.Struct(f"<IQ{1 + len(spec.metrics)}d")  # shard, rows, sums of loss and metrics
 
-    def measure(self, shards: Mapping[int, ShardRows], iteration: int, weights: torch.Tensor) -> bytes:
+    def measure(self, shards: Mapping[int, ShardRows], iteration: int) -> bytes:
         """Evaluate this rank's shards.
 
         Args:
             shards: by number; some may have no rows.
             iteration: of the run, the last one done.
-            weights: (M,) fp32; the model's parameters are views of it.
 
         Returns:
             What to tell all ranks, for `combine`.
@@ -90,10 +89,10 @@ class Evaluator:
             )
         parts = []
         for shard in sorted(shards):
-            self._buffers.begin(weights)
+            self._buffers.begin()
             with self._guard, random_stream(self._spec.seed, shard, iteration), _in_eval_mode(self._roots()):
                 parts.append(self._record.pack(shard, shards[shard].num_rows, *self._sums(shards[shard])))
-        self._buffers.begin(weights)  # a model may write to its buffers in eval mode too
+        self._buffers.begin()  # a model may write to its buffers in eval mode too
         return b"".join(parts)
 
     def combine(self, plan: IterationPlan, messages: Iterable[bytes]) -> Evaluation:

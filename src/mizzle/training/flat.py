@@ -112,13 +112,26 @@ class FlatParameters:
         listed = [(slot.name, list(slot.shape), slot.group, "float32") for slot in (*self.slots, *self.buffer_slots)]
         return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
 
-    def copy_to(self, weights: torch.Tensor) -> None:
-        """Write the model's present parameters and float buffers to ``weights`` (M,); padding becomes zero."""
-        weights.zero_()
-        for slot, parameter in zip(self.slots, self._parameters, strict=True):
-            slot.view(weights).copy_(parameter.detach())
-        for slot in self.buffer_slots:
-            slot.view(weights).copy_(self._buffers[slot.name].detach())
+    @property
+    def parameters(self) -> tuple[torch.nn.Parameter, ...]:
+        """The model's trainable parameters, in the order of `slots`."""
+        return tuple(self._parameters)
+
+    def copy_to(self, into: torch.Tensor, start: int = 0) -> None:
+        """Write the model's present parameters and float buffers, as far as they lie in a range; padding becomes zero.
+
+        Args:
+            into: (n,) fp32, elements [start, start + n) of the flat vector.
+            start: of the range.
+        """
+        into.zero_()
+        stop = start + len(into)
+        buffers = [self._buffers[slot.name] for slot in self.buffer_slots]
+        for slot, tensor in zip((*self.slots, *self.buffer_slots), (*self._parameters, *buffers), strict=True):
+            first, last = max(slot.start, start), min(slot.stop, stop)
+            if first < last:
+                values = tensor.detach().reshape(-1)[first - slot.start : last - slot.start]
+                into[first - start : last - start].copy_(values)
 
     def bind_weights(self, weights: torch.Tensor) -> None:
         """Make every trainable parameter a view of ``weights`` (M,) fp32, whose memory must outlive the model's use."""

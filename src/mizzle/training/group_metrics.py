@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from mizzle.training.evaluate import Evaluation
 from mizzle.training.spec import IterationMetrics
 
-_GROUP = struct.Struct("<IQddI6dB")
+_GROUP = struct.Struct("<IQddI7dB")
 _EVALUATION = struct.Struct("<QIQdB")
 _VALUE = struct.Struct("<d")
 
@@ -32,6 +32,7 @@ class GroupMetrics:
         compute_s: seconds in reading rows, forward and backward.
         exchange_s: seconds in the exchange, waiting for slower ranks included, also for those that started later.
         update_s: seconds in clipping and the optimizer.
+        hidden_s: seconds of exchange that were done during ``compute_s``, on top of ``exchange_s``.
         evaluate_s: seconds in evaluating the validation rows behind the last iteration.
         boundary_s: seconds in keeping the state for the boundary.
         span_s: seconds from receiving the group's order to its outcome.
@@ -46,6 +47,7 @@ class GroupMetrics:
     compute_s: float
     exchange_s: float
     update_s: float
+    hidden_s: float = 0.0
     evaluate_s: float = 0.0
     boundary_s: float = 0.0
     span_s: float = 0.0
@@ -64,6 +66,7 @@ class GroupMetrics:
             iterations=len(metrics), rows=sum(one.rows for one in metrics), last_loss=metrics[-1].loss, mean_loss=mean,
             skipped=len(metrics) - len(counted), compute_s=sum(one.compute_s for one in metrics),
             exchange_s=sum(one.exchange_s for one in metrics), update_s=sum(one.update_s for one in metrics),
+            hidden_s=sum(one.hidden_s for one in metrics),
             evaluate_s=evaluate_s, boundary_s=boundary_s, span_s=span_s, evaluation=evaluation,
         )  # fmt: skip
 
@@ -77,7 +80,7 @@ class GroupMetrics:
         parts = [
             _GROUP.pack(
                 self.iterations, self.rows, self.last_loss, self.mean_loss, self.skipped, self.compute_s,
-                self.exchange_s, self.update_s, self.evaluate_s, self.boundary_s, self.span_s,
+                self.exchange_s, self.update_s, self.hidden_s, self.evaluate_s, self.boundary_s, self.span_s,
                 self.evaluation is not None,
             )
         ]  # fmt: skip
@@ -97,7 +100,7 @@ class GroupMetrics:
         *numbers, evaluated = _GROUP.unpack_from(raw)
         names = (
             "iterations", "rows", "last_loss", "mean_loss", "skipped", "compute_s", "exchange_s", "update_s",
-            "evaluate_s", "boundary_s", "span_s",
+            "hidden_s", "evaluate_s", "boundary_s", "span_s",
         )  # fmt: skip
         evaluation = _unpack_evaluation(raw, _GROUP.size) if evaluated else None
         return cls(**dict(zip(names, numbers, strict=True)), evaluation=evaluation)

@@ -41,6 +41,7 @@ class TimeSplit:
     Attributes:
         compute_s: forward, backward and reading rows.
         exchange_s: gradients and weights between ranks, waiting for slower ranks included.
+        hidden_s: what was exchanged during ``compute_s``, on top of ``exchange_s``: it made no iteration longer.
         update_s: clipping and optimizer.
         scheduling_s: the rest: launching the groups' jobs and their ends, boundaries included.
         boundary_s: of ``scheduling_s``, what keeping states took.
@@ -49,10 +50,17 @@ class TimeSplit:
 
     compute_s: float = 0.0
     exchange_s: float = 0.0
+    hidden_s: float = 0.0
     update_s: float = 0.0
     scheduling_s: float = 0.0
     boundary_s: float = 0.0
     evaluate_s: float = 0.0
+
+    @property
+    def hidden_fraction(self) -> float:
+        """Share of the exchange that was hidden behind compute, 0 to 1; 0 where nothing was exchanged."""
+        whole_s = self.hidden_s + self.exchange_s
+        return self.hidden_s / whole_s if whole_s > 0 else 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,8 +78,9 @@ class GroupRecord:
         wall_s: seconds from submitting the group's job to having all results.
         launch_s: ``wall_s`` without the longest span: submitting, starting tasks, sending results.
         wait_s: the longest span without the shortest: how long the first rank waited for the last one to start.
-        compute_s: reading rows, forward and backward; mean over ranks, as the next four.
+        compute_s: reading rows, forward and backward; mean over ranks, as the next five.
         exchange_s: between ranks, waiting for slower ones included, but not for those that started later.
+        hidden_s: of exchange during ``compute_s``.
         update_s: clipping and optimizer.
         evaluate_s: the validation rows.
         boundary_s: keeping states.
@@ -91,6 +100,7 @@ class GroupRecord:
     wait_s: float
     compute_s: float
     exchange_s: float
+    hidden_s: float
     update_s: float
     evaluate_s: float
     boundary_s: float
@@ -111,7 +121,8 @@ class GroupRecord:
             number=number, first=first, size=metrics[0].iterations, epoch=epoch, cut=cut, rows=metrics[0].rows,
             loss=metrics[0].last_loss, wall_s=wall_s, launch_s=max(0.0, wall_s - max(spans)),
             wait_s=max(spans) - min(spans), compute_s=_mean(rank.compute_s for rank in metrics),
-            exchange_s=_mean(exchanges), update_s=_mean(rank.update_s for rank in metrics),
+            exchange_s=_mean(exchanges), hidden_s=_mean(rank.hidden_s for rank in metrics),
+            update_s=_mean(rank.update_s for rank in metrics),
             evaluate_s=_mean(rank.evaluate_s for rank in metrics),
             boundary_s=_mean(rank.boundary_s for rank in metrics), driver_cpu_s=driver_cpu_s, decision=decision,
         )  # fmt: skip
@@ -176,6 +187,7 @@ class TrainingHistory:
             self.evaluations.append(metrics[0].evaluation)
         self.time.compute_s += record.compute_s
         self.time.exchange_s += record.exchange_s
+        self.time.hidden_s += record.hidden_s
         self.time.update_s += record.update_s
         self.time.scheduling_s += record.scheduling_s
         self.time.boundary_s += record.boundary_s

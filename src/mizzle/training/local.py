@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.errors import ModelError
 from mizzle.training.buffers import ModelBuffers
 from mizzle.training.flat import FlatParameters
+from mizzle.training.overlap import BucketAnnouncer
 from mizzle.training.report import FINITE, ShardReport
 from mizzle.training.spec import ShardRows, TrainingSpec
 
@@ -57,6 +59,7 @@ class ShardCompute:
         buffers: its buffers.
         guard: held while a shard computes. torch's random generator belongs to the process: ranks that are threads
             of one process must be given the same lock, and so take turns. A rank with a process of its own needs none.
+        timeline: where its parts are noted.
     """
 
     def __init__(
@@ -66,6 +69,8 @@ class ShardCompute:
         flat: FlatParameters,
         buffers: ModelBuffers,
         guard: AbstractContextManager[Any] | None = None,
+        *,
+        timeline: Timeline = NO_TIMELINE,
     ) -> None:
         """See the class."""
         self._spec = spec
@@ -73,6 +78,7 @@ class ShardCompute:
         self._flat = flat
         self._buffers = buffers
         self._guard = guard if guard is not None else nullcontext()
+        self._timeline = timeline
         self.changed: set[int] = set()
         self.others: dict[int, dict[int, bytes]] = {}
 
@@ -87,8 +93,8 @@ class ShardCompute:
         positions: npt.NDArray[np.int64],
         iteration: int,
         shard: int,
-        weights: torch.Tensor,
         into: torch.Tensor,
+        announcer: BucketAnnouncer | None = None,
     ) -> ShardReport:
         """Compute one shard's contribution.
 
@@ -97,36 +103,50 @@ class ShardCompute:
             positions: (n,) int64, n > 0, rows of this iteration.
             iteration: of the run.
             shard: its number.
-            weights: (M,) fp32; the model's parameters are views of it.
             into: (M,) fp32; overwritten with the gradient of (loss * n), and the float buffers after the forward.
+            announcer: told of the last backward, where nothing is added to ``into`` afterwards.
 
         Raises:
             ModelError: the loss is not a scalar that can be differentiated, or gradients went elsewhere.
         """
         into[: self._flat.num_parameters].zero_()
-        self._buffers.begin(weights)
+        self._buffers.begin()
         self._flat.bind_gradients(into)
         loss_sum = 0.0
+        *earlier, last = np.array_split(positions, min(self._spec.accumulate, len(positions)))
         with self._guard, random_stream(self._spec.seed, shard, iteration):
-            for part in np.array_split(positions, min(self._spec.accumulate, len(positions))):
-                loss_sum += self._micro_batch(rows, part)
+            for part in earlier:
+                loss_sum += self._micro_batch(rows, part, shard)
+            loss_sum += self._micro_batch(rows, last, shard, announcer)
         self._flat.check_gradients_bound()
-        changed, self.others[shard] = self._buffers.end(weights, into)
+        changed, self.others[shard] = self._buffers.end(into)
         self.changed |= changed
         # buffers are not looked at: an attention mask is full of -inf
         gradient = into[: self._flat.num_parameters]
         position, peak = survey(gradient)
         return ShardReport(shard, len(positions), loss_sum, position, peak)
 
-    def _micro_batch(self, rows: ShardRows, positions: npt.NDArray[np.int64]) -> float:
+    def _micro_batch(
+        self,
+        rows: ShardRows,
+        positions: npt.NDArray[np.int64],
+        shard: int,
+        announcer: BucketAnnouncer | None = None,
+    ) -> float:
         """Add one micro-batch's gradients; its loss times its rows."""
-        inputs, targets = rows.batch(positions)
-        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._spec.autocast):
+        with self._timeline.span("rows", "compute", shard=shard):
+            inputs, targets = rows.batch(positions)
+        with (
+            self._timeline.span("forward", "compute", shard=shard),
+            torch.autocast("cpu", dtype=torch.bfloat16, enabled=self._spec.autocast),
+        ):
             output = self._model(*inputs) if isinstance(inputs, tuple) else self._model(inputs)
             loss = self._spec.loss(output, targets)
         check_loss(loss)
-        # cast first: a 16-bit loss would be rounded again by the product
-        (loss.float() * len(positions)).backward()  # type: ignore[no-untyped-call]
+        armed = nullcontext() if announcer is None else announcer.armed()
+        with self._timeline.span("backward", "compute", shard=shard), armed:
+            # cast first: a 16-bit loss would be rounded again by the product
+            (loss.float() * len(positions)).backward()  # type: ignore[no-untyped-call]
         return float(loss.detach().double()) * len(positions)
 
 

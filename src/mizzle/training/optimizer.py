@@ -1,6 +1,6 @@
-"""The user's ``torch.optim`` optimizer over views of the flat vector: of the owned slice, or of the whole.
+"""The user's ``torch.optim`` optimizer over views of the flat vector: of the owned ranges, or of the whole.
 
-Elementwise optimizers give the same bits on any cut, so each rank keeps only the state of its slice (ZeRO stage 1,
+Elementwise optimizers give the same bits on any cut, so each rank keeps only the state of its ranges (ZeRO stage 1,
 Rajbhandari et al. 2020). Any other runs on every rank over whole parameters, from gathered gradients.
 Unlike in plain PyTorch, a parameter that got no gradient has a zero one: weight decay and momentum still act on it.
 """
@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from mizzle.collectives.slices import Slice
 from mizzle.errors import ModelError
-from mizzle.training.flat import FlatParameters, Slot
+from mizzle.training.flat import FlatParameters
 from mizzle.training.groups import OptimizerFactory, ParameterGroup
 
 logger = logging.getLogger(__name__)
@@ -33,49 +34,72 @@ _PREFIX = "optimizer"
 Scalar = float | int | bool | None
 
 
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Some weights that the optimizer sees as one parameter.
+
+    Attributes:
+        weights: fp32, of any shape; what is updated.
+        at: where their gradient begins in the vector given to `FlatOptimizer.step`.
+    """
+
+    weights: torch.Tensor
+    at: int
+
+
 class FlatOptimizer:
     """An optimizer whose parameters are places of a flat vector of weights, group by group.
 
     Args:
         factory: the user's.
         groups: names and options.
-        places: per group the places it updates; the same number of groups on every rank, whatever their lengths.
-        weights: (M,) fp32; written by `step`.
-        start: position in the vector of the first element of the gradients given to `step`.
+        places: per group the places it updates, at least one, be it empty: the same groups on every rank.
     """
 
     def __init__(
-        self,
-        factory: OptimizerFactory,
-        groups: Sequence[ParameterGroup],
-        places: Sequence[Sequence[Slot]],
-        weights: torch.Tensor,
-        start: int,
+        self, factory: OptimizerFactory, groups: Sequence[ParameterGroup], places: Sequence[Sequence[Place]]
     ) -> None:
-        """Build the optimizer over views of ``weights``."""
-        self._start = start
-        self._places = [slot for group in places for slot in group]
-        members = [[torch.nn.Parameter(slot.view(weights)) for slot in group] for group in places]
+        """Build the optimizer over the places."""
+        self._places = [place for group in places for place in group]
+        members = [[torch.nn.Parameter(place.weights) for place in group] for group in places]
         self._parameters = [parameter for group in members for parameter in group]
         self._optimizer = build(factory, groups, members)
 
     @classmethod
     def sharded(
-        cls, factory: OptimizerFactory, flat: FlatParameters, weights: torch.Tensor, own: Slice
+        cls, factory: OptimizerFactory, flat: FlatParameters, owned: Sequence[Slice], weights: Sequence[torch.Tensor]
     ) -> FlatOptimizer:
-        """Over the part of every group that lies in a slice; an empty tensor where there is none."""
-        places = []
-        for number, whole in enumerate(flat.ranges):
-            first = min(max(whole.start, own.start), own.stop)
-            last = max(first, min(whole.stop, own.stop))
-            places.append([Slot(f"group {number}", torch.Size([last - first]), first, last, number)])
-        return cls(factory, flat.groups, places, weights, own.start)
+        """Over the parts of every group that lie in some ranges; an empty tensor where there is none.
+
+        Args:
+            factory: the user's.
+            flat: layout of the model.
+            owned: ranges of the flat vector, ascending; `step` takes their gradients one behind the other.
+            weights: of every range, (len(range),) fp32.
+        """
+        places: list[list[Place]] = [[] for _ in flat.ranges]
+        at = 0
+        for own, values in zip(owned, weights, strict=True):
+            for group, whole in zip(places, flat.ranges, strict=True):
+                first, last = max(whole.start, own.start), min(whole.stop, own.stop)
+                if first < last:
+                    group.append(Place(values[first - own.start : last - own.start], at + first - own.start))
+            at += len(own)
+        return cls(factory, flat.groups, [group or [Place(torch.empty(0), 0)] for group in places])
 
     @classmethod
     def whole(cls, factory: OptimizerFactory, flat: FlatParameters, weights: torch.Tensor) -> FlatOptimizer:
-        """Over every parameter, in its shape."""
-        places = [[slot for slot in flat.slots if slot.group == number] for number in range(len(flat.groups))]
-        return cls(factory, flat.groups, places, weights, 0)
+        """Over every parameter, in its shape; ``weights`` are (M,) fp32."""
+        places = [
+            [Place(slot.view(weights), slot.start) for slot in flat.slots if slot.group == number]
+            for number in range(len(flat.groups))
+        ]
+        return cls(factory, flat.groups, places)
+
+    @property
+    def state_bytes(self) -> int:
+        """Memory that its state takes now: none before the first step."""
+        return sum(tensor.nbytes for tensor in self.state()[0].values())
 
     def set_hyperparameters(self, hyper: Sequence[Mapping[str, Any]]) -> None:
         """Set hyper-parameters of the groups, as the driver planned them; nothing when ``hyper`` is empty.
@@ -92,9 +116,9 @@ class FlatOptimizer:
                 group[key] = tuple(value) if isinstance(group[key], tuple) else value
 
     def step(self, gradient: torch.Tensor) -> None:
-        """Update the weights from the mean gradient, whose element 0 stands at ``start``."""
-        for slot, parameter in zip(self._places, self._parameters, strict=True):
-            parameter.grad = gradient[slot.start - self._start : slot.stop - self._start].view(slot.shape)
+        """Update the weights from the mean gradient, (n,) fp32, that the places count in. It may be written to."""
+        for place, parameter in zip(self._places, self._parameters, strict=True):
+            parameter.grad = gradient[place.at : place.at + parameter.numel()].view(parameter.shape)
         self._optimizer.step()
 
     def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Scalar]]:

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mizzle.collectives.exchange import Exchange
+from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.collectives.tree import Node
 from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError, DataError, NotFiniteError, Recoverable
@@ -25,10 +26,11 @@ from mizzle.training.evaluate import Evaluation, Evaluator
 from mizzle.training.flat import FlatParameters
 from mizzle.training.local import ShardCompute, survey, torch_threads
 from mizzle.training.loss_log import LossLog
+from mizzle.training.overlap import BucketAnnouncer
 from mizzle.training.report import FINITE, IterationReport, RankReport, ShardReport
 from mizzle.training.spec import IterationMetrics, IterationPlan, ShardRows, TrainingSpec
 from mizzle.training.state import PackedState, unpack_state
-from mizzle.training.update import make_update
+from mizzle.training.update import cut, make_update
 
 _REFRESH, _GRADIENTS, _NORMS, _LEAVE, _EVALUATION = range(5)  # ops of an iteration, in the order in which they may come
 
@@ -37,16 +39,16 @@ _SUM_LIMIT = 3.38e38  # below it float32 sums, and bfloat16 roundings, cannot be
 
 
 class RankTrainer:
-    """One rank: its shards, its slice of the optimizer, its part of every exchange.
+    """One rank: its shards, its ranges of the optimizer, its part of every exchange.
 
     Args:
         spec: of the run, the same on all ranks.
         model: its parameters become views of the exchange's weights.
         exchange: made for `FlatParameters.num_elements` of this model and ``spec.groups``.
         shards: this rank's shards by number.
-        state: of a boundary, from `save_state`: then the model's own values are not looked at, and the other slices of
-            the weights are those lying in the exchange's memory (see `gather_weights`). None starts from the model.
+        state: of a boundary, from `save_state`: then the model's own values are not looked at. None starts from them.
         guard: a lock that ranks in one process share; see `ShardCompute`.
+        timeline: where this rank notes when it did what; the exchange's own.
 
     Attributes:
         log: the loss of every iteration so far, those before ``state`` included.
@@ -66,6 +68,7 @@ class RankTrainer:
         *,
         state: bytes | bytearray | memoryview | None = None,
         guard: AbstractContextManager[Any] | None = None,
+        timeline: Timeline = NO_TIMELINE,
     ) -> None:
         """See the class."""
         self._spec = spec
@@ -75,13 +78,18 @@ class RankTrainer:
         self._order = spec.order()
         self._flat = FlatParameters(model, spec.groups)
         self._check()
-        if state is None:
-            self._flat.copy_to(exchange.weights)
-        self._flat.bind_weights(exchange.weights)
         self._buffers = ModelBuffers(model, self._flat)
-        self._compute = ShardCompute(spec, model, self._flat, self._buffers, guard)
-        self._evaluator = Evaluator(spec, model, self._buffers, guard)
         self._update = make_update(spec, self._flat, self._buffers, exchange)
+        if state is None:
+            for own, master in zip(self._update.owned, self._update.masters, strict=True):
+                self._flat.copy_to(master, own.start)
+        self._flat.bind_weights(self._update.weights)
+        self._timeline = timeline
+        self._compute = ShardCompute(spec, model, self._flat, self._buffers, guard, timeline=timeline)
+        self._evaluator = Evaluator(spec, model, self._buffers, guard)
+        self._announcer = self._make_announcer()
+        self._final_shard: int | None = None
+        self._is_gathered = False
         self._plan = IterationPlan(0, 0, 0)
         self._contributions = Contributions(self._compute_shard, self._flat.num_elements)
         self.log = LossLog()
@@ -89,7 +97,7 @@ class RankTrainer:
             self.load_state(state)
 
     def run(self, iterations: Sequence[IterationPlan]) -> list[IterationMetrics]:
-        """Run iterations; all ranks must be given the same ones.
+        """Run iterations; all ranks must be given the same ones. The first time it gathers the weights before.
 
         Returns:
             What this rank saw, one for each iteration; the loss is the same on all ranks.
@@ -98,6 +106,8 @@ class RankTrainer:
             NotFiniteError: by the policy ``raise``, on all ranks, before the weights were touched.
             Recoverable: a peer or block is lost; run the group again from its boundary.
         """
+        if iterations:
+            self._gather_once(iterations[0].iteration)
         with torch_threads(self._spec.threads):
             return [self._iterate(plan) for plan in iterations]
 
@@ -115,8 +125,9 @@ class RankTrainer:
             ModelError: the loss or a metric returned something else than a number.
             Recoverable: a peer is lost; run the group again from its boundary.
         """
+        self._gather_once(plan.iteration)
         with torch_threads(self._spec.threads):
-            mine = self._evaluator.measure(shards, plan.iteration, self._exchange.weights)
+            mine = self._evaluator.measure(shards, plan.iteration)
         return self._evaluator.combine(plan, self._exchange.share(plan.iteration, _EVALUATION, mine))
 
     def state_bytes(self) -> int:
@@ -124,7 +135,7 @@ class RankTrainer:
         return self._state().num_bytes
 
     def save_state_into(self, buffer: bytearray | memoryview) -> int:
-        """Copy this rank's state after the last iteration, once: its range of the weights, optimizer, counters, log.
+        """Copy this rank's state after the last iteration, once: its ranges of the weights, optimizer, buffers, log.
 
         Args:
             buffer: at least `state_bytes` long.
@@ -142,51 +153,80 @@ class RankTrainer:
         return self._state().to_bytes()
 
     def load_state(self, raw: bytes | bytearray | memoryview) -> None:
-        """Go on from `save_state` of the same slice, with the same bits. Nothing of ``raw`` is needed afterwards.
+        """Go on from `save_state` of the same ranges, with the same bits; nothing of ``raw`` is needed afterwards.
+
+        All ranks load the states of one boundary, and then gather the weights.
 
         Raises:
-            ConfigError: it is the state of another model or slice.
+            ConfigError: it is the state of another model or other ranges.
         """
         tensors, scalars = unpack_state(raw)
-        owned = self._update.owned
-        found = scalars["signature"], scalars["start"], scalars["stop"]
-        if found != (self._flat.signature(), owned.start, owned.stop):
+        owned = [[own.start, own.stop] for own in self._update.owned]
+        if (scalars["signature"], scalars["owned"]) != (self._flat.signature(), owned):
             raise ConfigError(
-                f"the state holds elements {found[1]}..{found[2]} of model {found[0][:8]}, this rank owns "
-                f"{owned.start}..{owned.stop} of model {self._flat.signature()[:8]}"
+                f"the state holds elements {_listed(scalars['owned'])} of model {scalars['signature'][:8]}, this rank "
+                f"owns {_listed(owned)} of model {self._flat.signature()[:8]}"
             )
-        self._exchange.weights[owned.start : owned.stop].copy_(tensors["weights"])
+        for master, saved in zip(self._update.masters, cut(tensors["weights"], self._update.owned), strict=True):
+            master.copy_(saved)
         self._buffers.adopt_named({
             name.removeprefix("buffer."): value for name, value in tensors.items() if name.startswith("buffer.")
         })  # fmt: skip
         self._update.optimizer.load_state(tensors, scalars["scalars"])
         self.log.load_state(tensors, scalars["log"])
+        self._is_gathered = False
 
     def gather_weights(self, iteration: int) -> None:
-        """Fetch the others' slices of the weights: on all ranks, when one of them has not got them in its memory.
+        """Hand out what this rank owns of the weights and fetch the rest: on all ranks, before they compute.
 
-        Needed after `load_state` into new memory; the same executor still has them from the last gather.
+        Needed once after the start and after `load_state`; `run` and `evaluate` do it where nobody has.
 
         Args:
             iteration: the next one to be run in this generation.
         """
         self._exchange.publish(iteration, _REFRESH, active=(), meta=b"")
         self._exchange.reduce()
-        self._exchange.gather()
+        self._exchange.gather(self._update.vector)
+        self._is_gathered = True
+
+    def _gather_once(self, iteration: int) -> None:
+        if not self._is_gathered:
+            self.gather_weights(iteration)
 
     def model_state(self) -> dict[str, torch.Tensor]:
         """Copies of all that ``model.state_dict()`` holds, after the last iteration: the same on all ranks."""
-        self._buffers.begin(self._exchange.weights)
+        self._buffers.begin()
         return {name: value.detach().clone() for name, value in self._model.state_dict().items()}
 
+    def memory_bytes(self) -> dict[str, int]:
+        """What this rank holds beside the model's activations, by purpose; optimizer state is made by the first step.
+
+        What several ranks share is divided among them. The copies that recovery keeps are not among it.
+        """
+        return {
+            **self._exchange.memory_bytes(),
+            "optimizer": self._update.optimizer.state_bytes,
+            "spare": self._contributions.spare_bytes,
+        }
+
+    @property
+    def weights(self) -> torch.Tensor:
+        """(M,) fp32, what the model computes with: to be read only."""
+        return self._update.weights
+
+    def close(self) -> None:
+        """Let go of the model: nothing of this rank is called by it any more."""
+        if self._announcer is not None:
+            self._announcer.close()
+
     def _state(self) -> PackedState:
-        owned = self._update.owned
-        tensors, scalars = self._update.optimizer.state()
+        optimizer, scalars = self._update.optimizer.state()
         losses, log = self.log.state()
-        tensors.update(losses)
-        tensors["weights"] = self._exchange.weights[owned.start : owned.stop]
-        tensors.update({f"buffer.{name}": value for name, value in self._buffers.named_others().items()})
-        described = {"signature": self._flat.signature(), "start": owned.start, "stop": owned.stop, "log": log}
+        tensors: dict[str, torch.Tensor | Sequence[torch.Tensor]] = {**optimizer, **losses}
+        tensors["weights"] = self._update.masters or [torch.empty(0)]
+        tensors.update({f"buffer.{name}": value for name, value in self._buffers.named().items()})
+        owned = [[own.start, own.stop] for own in self._update.owned]
+        described = {"signature": self._flat.signature(), "owned": owned, "log": log}
         return PackedState(tensors, {**described, "scalars": scalars})
 
     def _iterate(self, plan: IterationPlan) -> IterationMetrics:
@@ -194,8 +234,9 @@ class RankTrainer:
         active, mine = self._compute_all(plan)
         clock.lap("compute")
 
-        self._exchange.publish(plan.iteration, _GRADIENTS, active=active, meta=mine.pack())
-        reduced = self._exchange.reduce()
+        with self._exposed("reduce", plan):
+            self._exchange.publish(plan.iteration, _GRADIENTS, active=active, meta=mine.pack())
+            reduced = self._exchange.reduce()
         report = IterationReport.of([RankReport.unpack(meta) for meta in reduced.metas])
         clock.lap("exchange")
 
@@ -205,22 +246,25 @@ class RankTrainer:
         if fault is not None and self._spec.not_finite == "raise":
             self._leave_together(plan, fault)
         if fault is None:
-            self._update.before_gather(reduced.total, plan.hyper, report.changed)
+            with self._timeline.span("optimizer", "update", iteration=plan.iteration):
+                self._update.before_gather(reduced.total, plan.hyper, report.changed)
         clock.lap("update")
 
         # also when skipped: a contribution may be written again only when all have read it
-        self._exchange.gather(self._update.vector)
+        with self._exposed("gather", plan):
+            self._exchange.gather(self._update.vector)
         clock.lap("exchange")
 
         if fault is None:
-            self._update.after_gather(plan.hyper, report.changed)
-            self._buffers.adopt(report.others)
+            with self._timeline.span("after gather", "update", iteration=plan.iteration):
+                self._update.after_gather(plan.hyper, report.changed)
+                self._buffers.adopt(report.changed, self._update.weights, report.others)
         clock.lap("update")
         self.log.append(plan.iteration, report.loss, skipped=fault is not None)
         return IterationMetrics(
             plan.iteration, report.loss, report.rows,
             compute_s=clock.s["compute"], exchange_s=clock.s["exchange"], update_s=clock.s["update"],
-            skipped=fault is not None,
+            skipped=fault is not None, hidden_s=reduced.hidden_s,
         )  # fmt: skip
 
     def _compute_all(self, plan: IterationPlan) -> tuple[list[Node], RankReport]:
@@ -228,39 +272,53 @@ class RankTrainer:
         self._plan = plan
         self._compute.begin_iteration()
         counts = {shard: self._order.count(plan.iteration_in_epoch, shard) for shard in self._shards}
-        active: list[Node] = []
+        nodes = [node for node in self._exchange.nodes if any(counts[shard] for shard in range(node.lo, node.hi))]
         reports: list[ShardReport] = []
-        for node in self._exchange.nodes:
+        for node in nodes:
+            if self._announcer is not None and node is nodes[-1] and node.is_leaf:
+                self._exchange.open(plan.iteration, _GRADIENTS, active=nodes)
+                self._final_shard = node.lo
             vector = self._exchange.contribution(node)
             found = self._contributions.fill(node, counts, vector)
-            if found:
-                active.append(node)
-                beyond = survey(vector, _FP16_LIMIT)[0] if self._spec.wire is Wire.FP16 else FINITE
-                reports += mark(found, beyond)
+            beyond = survey(vector, _FP16_LIMIT)[0] if self._spec.wire is Wire.FP16 else FINITE
+            reports += mark(found, beyond)
+        self._final_shard = None
         others = self._compute.others[reports[0].shard] if reports else {}
-        return active, RankReport(tuple(reports), self._compute.changed, others)
+        return nodes, RankReport(tuple(reports), self._compute.changed, others)
 
     def _compute_shard(self, shard: int, into: torch.Tensor) -> ShardReport:
         rows = self._order.rows(self._plan.epoch, self._plan.iteration_in_epoch, shard)
-        return self._compute.run(self._shards[shard], rows, self._plan.iteration, shard, self._exchange.weights, into)
+        announcer = self._announcer if shard == self._final_shard else None
+        return self._compute.run(self._shards[shard], rows, self._plan.iteration, shard, into, announcer)
+
+    def _make_announcer(self) -> BucketAnnouncer | None:
+        wanted = self._spec.overlap
+        if not (self._exchange.crosses_hosts if wanted == "auto" else wanted):
+            return None
+        return BucketAnnouncer(self._flat, self._exchange.buckets, self._exchange.announce)
+
+    def _exposed(self, name: str, plan: IterationPlan) -> AbstractContextManager[object]:
+        return self._timeline.span(name, "exposed", iteration=plan.iteration)
 
     def _average_and_clip(
         self, plan: IterationPlan, total: torch.Tensor, report: IterationReport, clock: _Stopwatch
     ) -> str | None:
         """Turn the sum over shards into the clipped mean, in place; what is wrong with its norm, if anything."""
-        start = self._exchange.slice.start
-        split = min(max(0, self._flat.num_parameters - start), len(total))
+        owned, num_parameters = self._exchange.owned, self._flat.num_parameters
+        # ranges ascend, so that parameters come before buffers
+        split = sum(max(0, min(own.stop, num_parameters) - own.start) for own in owned)
         gradient = total[:split].div_(report.rows)
         total[split:].div_(len(report.shards))
         clipping = self._spec.clipping
         if isinstance(clipping, ClipByValue):
             gradient.clamp_(-clipping.limit, clipping.limit)
         elif isinstance(clipping, ClipByNorm):
-            mine = norm_message(gradient, start, self._flat.num_parameters)
+            mine = norm_message(gradient, owned, num_parameters)
             clock.lap("update")
-            messages = self._exchange.share(plan.iteration, _NORMS, mine)
+            with self._exposed("norm", plan):
+                messages = self._exchange.share(plan.iteration, _NORMS, mine)
             clock.lap("exchange")
-            norm = global_norm(messages, self._flat.num_parameters)
+            norm = global_norm(messages, num_parameters)
             if not math.isfinite(norm):
                 return f"the global norm of the gradient is {norm}"
             gradient.mul_(clipping.coefficient(norm))
@@ -299,6 +357,12 @@ class RankTrainer:
             if rows.num_rows != self._order.shard_rows(shard):
                 wanted = self._order.shard_rows(shard)
                 raise DataError(f"shard {shard} has {rows.num_rows} rows, not {wanted} of {self._spec.num_rows}")
+
+
+def _listed(ranges: Sequence[Sequence[int]]) -> str:
+    """Ranges for a message: the first ones, and how many more there are."""
+    shown = ", ".join(f"{start}..{stop}" for start, stop in ranges[:3]) or "none"
+    return shown if len(ranges) <= 3 else f"{shown} and {len(ranges) - 3} more ranges"
 
 
 class _Stopwatch:

@@ -15,12 +15,11 @@ import pyarrow as pa
 import torch
 
 from mizzle.blocks.memory import MemoryFabric
-from mizzle.collectives.exchange import Exchange, ExchangeLayout
 from mizzle.errors import MizzleError, ModelError
 from mizzle.training.columns import Batch, Columns
-from mizzle.training.flat import FlatParameters
 from mizzle.training.rank import RankTrainer
 from mizzle.training.spec import IterationPlan, Loss, TrainingSpec
+from mizzle.training.wiring import exchange_for
 
 _RUN = "0" * 32
 _TIMEOUT_S = 600.0
@@ -78,11 +77,11 @@ def rehearse(
         spec, num_rows=few.num_rows, num_shards=1, global_batch_size=few.num_rows, not_finite="skip", accumulate=1,
         loss=_WatchedLoss(spec.loss),
     )  # fmt: skip
-    layout = ExchangeLayout(FlatParameters(model, spec.groups).num_elements, 1, ((0,),))
     threads = torch.get_num_threads()
     plan, tried = IterationPlan(0, 0, 0), "one iteration"
     try:
-        exchange = Exchange(MemoryFabric(1).store(0, run=_RUN), layout, wire=spec.wire, timeout_s=_TIMEOUT_S)
+        store = MemoryFabric(1).store(0, run=_RUN)
+        exchange = exchange_for(alone, model, store, ((0,),), timeout_s=_TIMEOUT_S)
         trainer = RankTrainer(alone, model, exchange, {0: few})
         trainer.run([plan])
         if evaluate:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 
 from mizzle.collectives.wire import Wire
+from mizzle.config import Overlap
 from mizzle.errors import ConfigError
 from mizzle.training.clipping import ClipByNorm, ClipByValue
 from mizzle.training.groups import OptimizerFactory, ParameterGroup
@@ -62,6 +63,12 @@ class TrainingSpec:
             update on all ranks (its learning-rate step counts nevertheless).
         wire: element type of the gradients on their way, as the exchange was made with. With a 16-bit one the float
             buffers are rounded as well in every iteration that changes them: prefer fp32 for batch norm.
+        weights_wire: element type of new weights on their way. With a 16-bit one the model computes with rounded
+            weights, and the learnt model is made of them; the optimizer goes on from fp32 ones.
+        error_feedback: whether what a 16-bit ``wire`` rounds away of a gradient is added to the rank's next one.
+        overlap: whether buckets travel while backward goes on; "auto" where peers are on other hosts. It changes no
+            bits. Only the last shard that a rank computes overlaps, and only where it is not added to others first.
+        trace: whether the ranks note when they did what.
         threads: torch's intra-op threads per rank; fixed, because kernels may add in another order with more.
         metrics: what else to measure on the validation rows, by name. They get the model's output as it is, bfloat16
             under autocast. At most 16, with names of at most 32 bytes: they are part of every rank's small report.
@@ -81,6 +88,10 @@ class TrainingSpec:
     seed: int = 0
     not_finite: Literal["raise", "skip"] = "raise"
     wire: Wire = Wire.FP32
+    weights_wire: Wire = Wire.FP32
+    error_feedback: bool = False
+    overlap: Overlap = "auto"
+    trace: bool = False
     threads: int = 1
     metrics: Mapping[str, Metric] = field(default_factory=dict)
     evaluation_rows: int | None = None
@@ -97,6 +108,8 @@ class TrainingSpec:
             raise ConfigError(f"seed is {self.seed}; give 0 or more")
         if self.not_finite not in {"raise", "skip"}:
             raise ConfigError(f"not_finite is {self.not_finite!r}; give 'raise' or 'skip'")
+        if self.error_feedback and self.wire is Wire.FP32:
+            raise ConfigError("error_feedback keeps what a 16-bit wire rounds away: give wire='bf16' or 'fp16' with it")
         if self.evaluation_rows is not None and self.evaluation_rows < 1:
             raise ConfigError(f"evaluation_rows is {self.evaluation_rows!r}; give at least 1")
         _check_metrics(self.metrics)
@@ -144,6 +157,7 @@ class IterationMetrics:
         exchange_s: seconds in the exchange, waiting for slower ranks included.
         update_s: seconds in clipping and the optimizer.
         skipped: whether the update was left out because a loss or gradient was not finite.
+        hidden_s: seconds of exchange that were done during ``compute_s``, and cost nobody any waiting.
     """
 
     iteration: int
@@ -153,6 +167,7 @@ class IterationMetrics:
     exchange_s: float
     update_s: float
     skipped: bool
+    hidden_s: float = 0.0
 
 
 def _check_metrics(metrics: Mapping[Any, Metric]) -> None:

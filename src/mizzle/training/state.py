@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,7 +35,7 @@ class PackedState:
     """A state laid out but not copied yet: its tensors are read when it is written.
 
     Args:
-        tensors: any shapes, also views.
+        tensors: any shapes, also views; several in one entry, at least one, are kept as one (n,), end to end.
         scalars: what JSON can hold; floats come back with the same bits.
 
     Attributes:
@@ -45,21 +45,26 @@ class PackedState:
         ModelError: a tensor's dtype cannot be saved; the message names it.
     """
 
-    def __init__(self, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> None:
+    def __init__(
+        self, tensors: Mapping[str, torch.Tensor | Sequence[torch.Tensor]], scalars: Mapping[str, Any]
+    ) -> None:
         """See the class."""
         header: dict[str, Any] = {"__metadata__": {_KEY: json.dumps(dict(scalars))}}
         at = 0
         self._tensors: list[tuple[torch.Tensor, int]] = []
+        entries = {name: [value] if isinstance(value, torch.Tensor) else value for name, value in tensors.items()}
         # large elements first: then every tensor is aligned to its own
-        for name in sorted(tensors, key=lambda name: (-tensors[name].element_size(), name)):
-            tensor = tensors[name].detach()
-            if tensor.dtype not in _NAMES:
-                raise ModelError(f"{name!r} is {tensor.dtype}, which a state cannot hold: keep it in another dtype")
-            header[name] = {
-                "dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + tensor.nbytes],
-            }  # fmt: skip
-            self._tensors.append((tensor, at))
-            at += tensor.nbytes
+        for name in sorted(entries, key=lambda name: (-entries[name][0].element_size(), name)):
+            parts = [part.detach() for part in entries[name]]
+            dtype = parts[0].dtype
+            if dtype not in _NAMES:
+                raise ModelError(f"{name!r} is {dtype}, which a state cannot hold: keep it in another dtype")
+            shape = [sum(map(len, parts))] if len(parts) > 1 else list(parts[0].shape)
+            begin = at
+            for part in parts:
+                self._tensors.append((part, at))
+                at += part.nbytes
+            header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [begin, at]}
         text = json.dumps(header).encode()
         padded = -(-(_LENGTH.size + len(text)) // _HEADER_UNIT) * _HEADER_UNIT - _LENGTH.size
         self._head = _LENGTH.pack(padded) + text.ljust(padded)
@@ -93,7 +98,7 @@ class PackedState:
         return bytes(buffer)
 
 
-def pack_state(tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Any]) -> bytes:
+def pack_state(tensors: Mapping[str, torch.Tensor | Sequence[torch.Tensor]], scalars: Mapping[str, Any]) -> bytes:
     """`PackedState` as bytes of its own."""
     return PackedState(tensors, scalars).to_bytes()
 

@@ -1,7 +1,12 @@
-"""From the mean of the own slice to new weights on every rank: the optimizer and the gather, in their two orders.
+"""From the mean of the own ranges to new weights on every rank: the optimizer and the gather, in their two orders.
 
-Sharded: update the own slice of the weights, then gather weights. Unsharded: gather gradients, then update all weights
-on every rank; it costs the same traffic, and the memory of one more vector and of the whole optimizer state.
+Sharded: update the own ranges of the weights, then gather weights. Unsharded: gather gradients, then update all weights
+on every rank; it costs the same traffic, and the memory of all weights and of the whole optimizer state on every rank.
+
+Ranks that see each other's memory share one copy of what is gathered. So a rank writes its own ranges of it only, and
+only between `Exchange.reduce` and `Exchange.gather`, when no peer reads: all have published, so they have finished
+forward and backward, and none goes on before it has been handed these ranges. A vector that every rank writes whole
+must be its own.
 """
 
 from __future__ import annotations
@@ -21,22 +26,31 @@ from mizzle.training.spec import TrainingSpec
 REDUCED = "reduced"
 """Name of the exchange's vector that holds gathered gradients."""
 
+PRIVATE_WEIGHTS = "weights.private"
+"""Name of the exchange's vector with weights that no peer reads or writes."""
+
+_PRIVATE_GRADIENT = "gradients.private"
+
 
 class Update(Protocol):
     """Both orders, seen from the iteration: ``before_gather``, `Exchange.gather` of ``vector``, ``after_gather``.
 
     Attributes:
         optimizer: with its state.
-        owned: the range of the weights that this rank's state holds.
+        owned: the ranges of the flat vector that this rank's state holds.
+        masters: the fp32 weights of these ranges: what the optimizer updates.
+        weights: (M,) fp32, what the model computes with: to be read only.
         vector: name of the exchange's vector to gather.
     """
 
     optimizer: FlatOptimizer
-    owned: Slice
+    owned: tuple[Slice, ...]
+    masters: tuple[torch.Tensor, ...]
+    weights: torch.Tensor
     vector: str
 
     def before_gather(self, mean: torch.Tensor, hyper: Sequence[Mapping[str, Any]], changed: Collection[int]) -> None:
-        """Take the mean of the own slice, (len(slice),): gradients, then buffers, of which ``changed`` count."""
+        """Take the mean of the exchange's own ranges: gradients, then buffers, of which ``changed`` count."""
         ...
 
     def after_gather(self, hyper: Sequence[Mapping[str, Any]], changed: Collection[int]) -> None:
@@ -45,50 +59,63 @@ class Update(Protocol):
 
 
 class ShardedUpdate:
-    """Every rank updates its slice; peers get weights. See `Update`."""
+    """Every rank updates its ranges; peers get weights. See `Update`."""
 
     vector = "weights"
 
     def __init__(self, spec: TrainingSpec, flat: FlatParameters, buffers: ModelBuffers, exchange: Exchange) -> None:
-        """Build the optimizer over the own slice."""
-        self.owned = exchange.slice
-        self.optimizer = FlatOptimizer.sharded(spec.optimizer, flat, exchange.weights, exchange.slice)
-        self._weights = exchange.weights
+        """Build the optimizer over the own ranges."""
+        self.owned = exchange.owned
+        self.masters = exchange.master
+        self.weights = exchange.weights
+        self.optimizer = FlatOptimizer.sharded(spec.optimizer, flat, self.owned, self.masters)
         self._buffers = buffers
 
     def before_gather(self, mean: torch.Tensor, hyper: Sequence[Mapping[str, Any]], changed: Collection[int]) -> None:
-        """Update the own slice of the weights."""
+        """Update the own ranges of the weights."""
         self.optimizer.set_hyperparameters(hyper)
         self.optimizer.step(mean)
-        self._buffers.copy_changed(changed, mean, self._weights, self.owned.start)
+        for own, master, part in zip(self.owned, self.masters, cut(mean, self.owned), strict=True):
+            self._buffers.copy_changed(changed, part, master, own.start)
 
     def after_gather(self, hyper: Sequence[Mapping[str, Any]], changed: Collection[int]) -> None:
         """Nothing is left to do."""
 
 
 class WholeUpdate:
-    """Peers get gradients; every rank updates all weights. See `Update`."""
+    """Peers get gradients; every rank updates all weights, in fp32 whatever the wire of weights. See `Update`."""
 
     vector = REDUCED
 
     def __init__(self, spec: TrainingSpec, flat: FlatParameters, buffers: ModelBuffers, exchange: Exchange) -> None:
         """Build the optimizer over all parameters."""
-        self.owned = Slice(0, flat.num_elements)
-        self.optimizer = FlatOptimizer.whole(spec.optimizer, flat, exchange.weights)
-        self._weights = exchange.weights
-        self._reduced = exchange.vector(REDUCED)
-        self._slice = exchange.slice
+        self.weights = exchange.vector(PRIVATE_WEIGHTS)
+        self.owned = (Slice(0, flat.num_elements),)
+        self.masters = (self.weights,)
+        self.optimizer = FlatOptimizer.whole(spec.optimizer, flat, self.weights)
+        self._reduced = exchange.shared_vector(REDUCED)
+        # Any optimizer may come here, also one that writes to gradients: it gets a copy, in memory that is free by now.
+        nodes = exchange.nodes
+        self._gradient = exchange.contribution(nodes[0]) if nodes else exchange.vector(_PRIVATE_GRADIENT)
+        self._ranges = exchange.owned
         self._buffers = buffers
 
     def before_gather(self, mean: torch.Tensor, hyper: Sequence[Mapping[str, Any]], changed: Collection[int]) -> None:  # noqa: ARG002
-        """Lay the own slice of the mean out for the peers."""
-        self._reduced[self._slice.start : self._slice.stop].copy_(mean)
+        """Lay the own ranges of the mean out for the peers."""
+        for own, part in zip(self._ranges, cut(mean, self._ranges), strict=True):
+            self._reduced[own.start : own.stop].copy_(part)
 
     def after_gather(self, hyper: Sequence[Mapping[str, Any]], changed: Collection[int]) -> None:
         """Update all weights."""
+        self._gradient.copy_(self._reduced)
         self.optimizer.set_hyperparameters(hyper)
-        self.optimizer.step(self._reduced)
-        self._buffers.copy_changed(changed, self._reduced, self._weights, 0)
+        self.optimizer.step(self._gradient)
+        self._buffers.copy_changed(changed, self._gradient, self.weights, 0)
+
+
+def cut(values: torch.Tensor, ranges: Sequence[Slice]) -> tuple[torch.Tensor, ...]:
+    """Views of what lies end to end in ``values`` (n,), one a range."""
+    return torch.split(values, [len(one) for one in ranges]) if ranges else ()
 
 
 def make_update(spec: TrainingSpec, flat: FlatParameters, buffers: ModelBuffers, exchange: Exchange) -> Update:

@@ -15,6 +15,8 @@ from torch import nn
 from harness import run_ranks
 from mizzle.blocks.store import BlockStore
 from mizzle.collectives.exchange import Exchange, ExchangeLayout
+from mizzle.collectives.slices import ALIGNMENT
+from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.training.evaluate import Evaluation
 from mizzle.training.flat import FlatParameters
 from mizzle.training.groups import OptimizerFactory, groups_of
@@ -32,6 +34,9 @@ PLACEMENTS = {
 }
 SCATTERED = ((3, 0), (), (1, 2))
 """Three ranks: one with two nodes, an idle one, and one whose shards are neighbours but no node."""
+
+STRIPE = 2 * ALIGNMENT
+"""So short that small models have several buckets, and ranks several ranges."""
 
 Groups = Callable[[nn.Module], list[dict[str, Any]]]
 
@@ -133,6 +138,20 @@ class Outcome:
         return [one.loss for one in self.metrics]
 
 
+def exchange_of(
+    store: BlockStore, spec: TrainingSpec, model: nn.Module, placement: Sequence[Sequence[int]],
+    timeline: Timeline = NO_TIMELINE, stripe: int = STRIPE,
+) -> Exchange:  # fmt: skip
+    """The exchange of one rank of a training."""
+    shards_of_rank = tuple(tuple(shards) for shards in placement)
+    num_elements = FlatParameters(model, spec.groups).num_elements
+    layout = ExchangeLayout(num_elements, NUM_SHARDS, shards_of_rank, stripe=stripe)
+    return Exchange(
+        store, layout, wire=spec.wire, weights_wire=spec.weights_wire, error_feedback=spec.error_feedback,
+        timeout_s=30.0, timeline=timeline,
+    )  # fmt: skip
+
+
 def rank_of(
     training: Training,
     placement: Sequence[Sequence[int]],
@@ -147,10 +166,7 @@ def rank_of(
         with guard:  # building a model draws from the process's random generator
             model = training.fresh_model()
         spec = training.spec(model)
-        layout = ExchangeLayout(
-            FlatParameters(model, spec.groups).num_elements, NUM_SHARDS, tuple(tuple(shards) for shards in placement)
-        )
-        exchange = Exchange(store, layout, wire=spec.wire, timeout_s=30.0)
+        exchange = exchange_of(store, spec, model, placement)
         held = {shard: training.shards()[shard] for shard in placement[store.rank]}
         state = states[store.rank] if states is not None else None
         trainer = RankTrainer(spec, model, exchange, held, state=state, guard=guard)
@@ -162,7 +178,7 @@ def rank_of(
             {shard: rows for shard, rows in enumerate(validation) if shard in placement[store.rank]},
         )  # fmt: skip
         return Outcome(
-            metrics, trainer.model_state(), exchange.weights.clone(), trainer.save_state(), evaluations,
+            metrics, trainer.model_state(), trainer.weights.clone(), trainer.save_state(), evaluations,
             trainer.log.pack(),
         )  # fmt: skip
 

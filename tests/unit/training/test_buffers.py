@@ -50,10 +50,10 @@ def test_every_shard_starts_from_the_same_values_and_its_own_are_collected() -> 
     before = weights.clone()
     for amount in (1.0, 5.0):
         contribution = torch.zeros(flat.num_elements)
-        buffers.begin(weights)
+        buffers.begin()
         model.amount = amount
         model(torch.ones(1))
-        changed, others = buffers.end(weights, contribution)
+        changed, others = buffers.end(contribution)
         named = flat.named_tensors(contribution)
         assert named["in_place"].tolist() == [amount] * 3
         assert named["assigned"].tolist() == [2 * amount] * 3
@@ -65,34 +65,47 @@ def test_every_shard_starts_from_the_same_values_and_its_own_are_collected() -> 
 
 def test_only_changed_buffers_take_the_mean_and_others_the_lowest_shards_value() -> None:
     model, buffers, flat, weights = made()
-    buffers.begin(weights)
+    buffers.begin()
     model(torch.ones(1))
-    changed, others = buffers.end(weights, torch.zeros(flat.num_elements))
+    changed, others = buffers.end(torch.zeros(flat.num_elements))
     mean = torch.full((flat.num_elements,), 7.0)
     half = flat.buffer_slots[0].start + 1
-    buffers.copy_changed(changed, mean[:half], weights, 0)
+    buffers.copy_changed(changed, mean[:half], weights[:half], 0)
     assert flat.named_tensors(weights)["in_place"].tolist() == [7, 0, 0]
-    buffers.copy_changed(changed, mean[half:], weights, half)
-    buffers.adopt(others)
-    buffers.begin(weights)
+    buffers.copy_changed(changed, mean[half:], weights[half:], half)
+    buffers.adopt(changed, weights, others)
+    buffers.begin()
     assert model.in_place.tolist() == model.assigned.tolist() == [7, 7, 7]
     assert model.mask.tolist() == [[0, float("-inf")], [0, 0]]
     assert int(model.steps) == 1
     assert not model.flags.any()
 
 
-def test_others_come_back_from_a_state() -> None:
-    model, buffers, _, weights = made()
-    named = buffers.named_others()
+def test_a_buffer_that_no_shard_changed_is_not_taken_from_weights_that_were_rounded() -> None:
+    model, buffers, flat, weights = made()
+    weights[flat.num_parameters :] = 9.0
+    buffers.adopt((), weights, {})
+    buffers.begin()
+    assert model.in_place.tolist() == [0, 0, 0]
+    assert model.mask.tolist() == [[0, float("-inf")], [0, 0]]
+
+
+def test_buffers_come_back_from_a_state() -> None:
+    model, buffers, _, _ = made()
+    named = buffers.named()
+    assert sorted(named) == ["assigned", "flags", "in_place", "mask", "steps"]
     named["steps"].fill_(41)
+    named["in_place"].fill_(0.5)
+    assert int(buffers.named()["steps"]) == 0, "a copy was given"
     buffers.adopt_named(named)
-    buffers.begin(weights)
+    buffers.begin()
     assert model.steps == 41
+    assert model.inner.tied.tolist() == [0.5, 0.5, 0.5]
 
 
 def test_a_buffer_that_changes_its_shape_is_named() -> None:
-    model, buffers, flat, weights = made()
-    buffers.begin(weights)
+    model, buffers, flat, _ = made()
+    buffers.begin()
     model.assigned = torch.zeros(4)
     with pytest.raises(ModelError, match="'assigned' changed its shape"):
-        buffers.end(weights, torch.zeros(flat.num_elements))
+        buffers.end(torch.zeros(flat.num_elements))

@@ -10,14 +10,12 @@ import torch
 from torch import nn
 
 from harness import memory_stores, outcomes, run_ranks
-from mizzle.collectives.exchange import Exchange, ExchangeLayout
-from mizzle.collectives.wire import Wire
+from mizzle.collectives.exchange import Exchange
 from mizzle.errors import ConfigError, DataError, ModelError
 from mizzle.training.evaluate import Evaluation
-from mizzle.training.flat import FlatParameters
 from mizzle.training.rank import RankTrainer
 from mizzle.training.spec import IterationPlan
-from unit.training.runs import PLACEMENTS, Grouping, Mlp, Rows, Training, dealt, digits, train
+from unit.training.runs import PLACEMENTS, Grouping, Mlp, Rows, Training, dealt, digits, exchange_of, train
 
 START = IterationPlan(0, 0, 0)
 
@@ -67,8 +65,7 @@ def with_trainer(
     def rank_main(store: Any) -> Any:
         model = training.fresh_model()
         spec = training.spec(model)
-        layout = ExchangeLayout(FlatParameters(model, spec.groups).num_elements, 4, PLACEMENTS[1])
-        exchange = Exchange(store, layout, wire=Wire.FP32, timeout_s=5.0)
+        exchange = exchange_of(store, spec, model, PLACEMENTS[1])
         trainer = RankTrainer(spec, model, exchange, dict(enumerate(shards or training.shards())))
         return body(trainer, model, exchange)
 
@@ -269,8 +266,7 @@ def on_two_ranks(rows: Rows, held: Sequence[tuple[int, ...]], **how: Any) -> lis
     def rank_main(store: Any) -> Evaluation:
         model = training.fresh_model()
         spec = training.spec(model)
-        layout = ExchangeLayout(FlatParameters(model, spec.groups).num_elements, 4, PLACEMENTS[2])
-        exchange = Exchange(store, layout, wire=Wire.FP32, timeout_s=10.0)
+        exchange = exchange_of(store, spec, model, PLACEMENTS[2])
         own = {shard: training.shards()[shard] for shard in PLACEMENTS[2][store.rank]}
         trainer = RankTrainer(spec, model, exchange, own)
         return trainer.evaluate(START, {shard: dealt(rows)[shard] for shard in held[store.rank]})

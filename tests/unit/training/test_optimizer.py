@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from mizzle.collectives.slices import ALIGNMENT, slices
+from mizzle.collectives.exchange import ExchangeLayout
+from mizzle.collectives.slices import ALIGNMENT, Slice
 from mizzle.errors import ModelError
 from mizzle.training.flat import FlatParameters
 from mizzle.training.groups import ParameterGroup
@@ -44,27 +45,41 @@ def gradients_for(flat: FlatParameters, step: int) -> torch.Tensor:
     return gradients
 
 
+def owned_parts(num_elements: int, num_ranks: int, stripe: int) -> list[tuple[Slice, ...]]:
+    """The ranges of every rank when each stripe is cut among all."""
+    layout = ExchangeLayout(num_elements, num_ranks, tuple((rank,) for rank in range(num_ranks)), stripe=stripe)
+    return [layout.owned(rank) for rank in range(num_ranks)]
+
+
+def end_to_end(values: torch.Tensor, owned: Sequence[Slice]) -> torch.Tensor:
+    return torch.cat([values[:0], *(values[one.start : one.stop] for one in owned)])
+
+
 @pytest.mark.parametrize("name", FACTORIES)
 @pytest.mark.parametrize("num_ranks", [2, 5, 9])
-def test_slices_give_the_bits_of_the_whole_and_of_plain_torch(name: str, num_ranks: int) -> None:
+@pytest.mark.parametrize("stripe", [ALIGNMENT, 3 * ALIGNMENT, 1 << 20])
+def test_slices_give_the_bits_of_the_whole_and_of_plain_torch(name: str, num_ranks: int, stripe: int) -> None:
     model = model_of()
     flat = flat_of(model)
     whole, cut = torch.empty(flat.num_elements), torch.empty(flat.num_elements)
     flat.copy_to(whole)
     flat.copy_to(cut)
-    parts = slices(flat.num_elements, num_ranks)
+    parts = owned_parts(flat.num_elements, num_ranks, stripe)
     assert flat.num_elements > 5 * ALIGNMENT
-    assert (num_ranks == 9) is any(len(part) == 0 for part in parts)
+    assert max(map(len, parts)) == len(range(0, flat.num_elements, stripe)) or num_ranks > stripe // ALIGNMENT
     over_whole = FlatOptimizer.whole(FACTORIES[name], flat, whole)
-    over_parts = [FlatOptimizer.sharded(FACTORIES[name], flat, cut, part) for part in parts]
+    over_parts = [
+        FlatOptimizer.sharded(FACTORIES[name], flat, owned, [cut[one.start : one.stop] for one in owned])
+        for owned in parts
+    ]
     plain = FACTORIES[name](
         [{"params": [dict(model.named_parameters())[n] for n in g.names], **g.options} for g in flat.groups]
     )
     for step in range(4):
         gradients = gradients_for(flat, step)
         over_whole.step(gradients)
-        for part, optimizer in zip(parts, over_parts, strict=True):
-            optimizer.step(gradients[part.start : part.stop])
+        for owned, optimizer in zip(parts, over_parts, strict=True):
+            optimizer.step(end_to_end(gradients, owned))
         flat.bind_gradients(gradients)
         plain.step()
     assert torch.equal(whole, cut)
@@ -75,20 +90,21 @@ def test_slices_give_the_bits_of_the_whole_and_of_plain_torch(name: str, num_ran
 @pytest.mark.parametrize("name", FACTORIES)
 def test_state_comes_back_bit_for_bit(name: str) -> None:
     flat = flat_of(model_of())
-    own = slices(flat.num_elements, 3)[0]
+    own = owned_parts(flat.num_elements, 3, 3 * ALIGNMENT)[1]
+    assert len(own) == 2
     weights = torch.empty(flat.num_elements)
     flat.copy_to(weights)
-    first = FlatOptimizer.sharded(FACTORIES[name], flat, weights, own)
+    first = FlatOptimizer.sharded(FACTORIES[name], flat, own, [weights[one.start : one.stop] for one in own])
     for step in range(3):
-        first.step(gradients_for(flat, step)[own.start : own.stop])
+        first.step(end_to_end(gradients_for(flat, step), own))
     raw = pack_state(*first.state())
     copy = weights.clone()
-    second = FlatOptimizer.sharded(FACTORIES[name], flat, copy, own)
+    second = FlatOptimizer.sharded(FACTORIES[name], flat, own, [copy[one.start : one.stop] for one in own])
     second.load_state(*unpack_state(raw))
     assert pack_state(*second.state()) == raw
     for step in range(3, 6):
-        first.step(gradients_for(flat, step)[own.start : own.stop])
-        second.step(gradients_for(flat, step)[own.start : own.stop])
+        first.step(end_to_end(gradients_for(flat, step), own))
+        second.step(end_to_end(gradients_for(flat, step), own))
     assert torch.equal(weights, copy)
 
 

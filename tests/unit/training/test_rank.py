@@ -13,7 +13,7 @@ from mizzle.errors import ConfigError, DataError, ModelError
 from mizzle.training.flat import FlatParameters
 from mizzle.training.loss_log import LossLog
 from mizzle.training.rank import RankTrainer
-from unit.training.runs import PLACEMENTS, Mlp, Rows, Training, digits, train
+from unit.training.runs import PLACEMENTS, STRIPE, Mlp, Rows, Training, digits, exchange_of, train
 
 
 def sgd(groups: Any) -> torch.optim.Optimizer:
@@ -28,8 +28,7 @@ def rank_trainer(training: Training, store: Any) -> RankTrainer:
     """The only rank of a training."""
     model = training.fresh_model()
     spec = training.spec(model)
-    layout = ExchangeLayout(FlatParameters(model, spec.groups).num_elements, 4, PLACEMENTS[1])
-    exchange = Exchange(store, layout, wire=Wire.FP32, timeout_s=5.0)
+    exchange = exchange_of(store, spec, model, PLACEMENTS[1])
     return RankTrainer(spec, model, exchange, dict(enumerate(training.shards())))
 
 
@@ -39,7 +38,7 @@ def trainer_with(training: Training, *, elements: int | None = None, **changed: 
     num_elements = elements or FlatParameters(model, spec.groups).num_elements
 
     def rank_main(store: Any) -> RankTrainer:
-        layout = ExchangeLayout(num_elements, 4, PLACEMENTS[1])
+        layout = ExchangeLayout(num_elements, 4, PLACEMENTS[1], stripe=STRIPE)
         exchange = Exchange(store, layout, wire=Wire.FP32, timeout_s=5.0)
         shards = changed.pop("shards", dict(enumerate(training.shards())))
         return RankTrainer(spec, model, exchange, shards, **changed)
@@ -64,7 +63,7 @@ def test_shards_of_another_rank_or_length_are_refused() -> None:
 def test_a_state_of_another_model_or_slice_is_refused() -> None:
     training = Training(Mlp, digits(), sgd)
     halves = train(training, PLACEMENTS[2], training.plans(1))
-    with pytest.raises(ConfigError, match="the state holds elements 0"):
+    with pytest.raises(ConfigError, match=r"holds elements 0\.\.2048, 3072\.\.4096 .* this rank owns 0\.\.4096 of"):
         trainer_with(training, state=halves[0].state)
 
 
