@@ -47,8 +47,13 @@ def logs(home: Path) -> list[Path]:
 
 
 def test_demo_trains_prints_a_line_an_epoch_and_writes_its_report(tmp_path: Path) -> None:
-    done = mizzle(tmp_path, "demo", "--epochs", "2", "--group-size", "15", "--require-accuracy", "0")
+    done = mizzle(
+        tmp_path, "demo", "--epochs", "2", "--group-size", "15", "--require-accuracy", "0", "--trace", "trace.json"
+    )  # fmt: skip
     assert done.code == 0, done.err
+    events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert {event["pid"] for event in events} == {0, 1}
+    assert sum(event["name"] == "backward" for event in events) == 40 * 4
     assert sorted(done.json) == sorted(
         ["accuracy", "iterations", "ranks", "transport", "group_size", "losses", "wall_s", "time_split"]
     )

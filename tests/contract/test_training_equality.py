@@ -13,7 +13,9 @@ from harness import memory_stores, outcomes
 from mizzle.collectives.wire import Wire
 from mizzle.errors import NotFiniteError
 from mizzle.training.clipping import ClipByNorm, ClipByValue
+from mizzle.training.flat import FlatParameters
 from mizzle.training.spec import IterationPlan
+from mizzle.training.state import unpack_state
 from mizzle.training.stopping import EarlyStopping
 from unit.training.runs import (
     PLACEMENTS,
@@ -231,6 +233,99 @@ def test_a_16_bit_wire_gives_equal_bits_on_all_ranks_and_from_run_to_run(wire: W
     exact = plain(training, plans)
     assert first[0].losses != exact.losses
     assert first[0].losses == pytest.approx(exact.losses, rel=0.02)
+
+
+@pytest.mark.parametrize("wire", [Wire.BF16, Wire.FP16])
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_weights_rounded_on_their_way_are_the_same_everywhere_and_the_optimizer_keeps_its_own(
+    wire: Wire, ranks: int
+) -> None:
+    training = Training(lambda: Mlp(norm=True), digits(), OPTIMIZERS["adamw"], options={"weights_wire": wire})
+    plans = training.plans(ITERATIONS)
+    reference = train(training, PLACEMENTS[1], plans)[0]
+    found = train(training, PLACEMENTS[ranks], plans)
+    assert_same_bits(found, reference)  # gradients are not rounded, so the bits do not depend on the ranks
+    weights = reference.model["first.weight"]
+    assert torch.equal(weights, weights.to(wire.dtype).float())
+    exact = plain(training, plans)
+    assert not torch.equal(weights, exact.model["first.weight"].to(wire.dtype).float())
+    halves = train(training, PLACEMENTS[ranks], plans[:5])
+    resumed = train(training, PLACEMENTS[ranks], plans[5:], [half.state for half in halves])
+    assert_continues(halves, resumed, reference)
+    masters = [unpack_state(one.state)[0]["weights"] for one in found]
+    assert not torch.equal(torch.cat(masters), torch.cat(masters).to(wire.dtype).float())
+
+
+def test_small_steps_are_not_lost_when_weights_are_rounded() -> None:
+    def tiny(groups: Any) -> torch.optim.Optimizer:
+        return torch.optim.SGD(groups, lr=1e-4)
+
+    training = Training(Mlp, digits(), tiny, options={"weights_wire": Wire.BF16})
+    plans = training.plans(60)
+    ours, theirs = train(training, PLACEMENTS[2], plans)[0], plain(training, plans)
+    start = training.fresh_model().state_dict()["last.weight"]
+    moved = theirs.model["last.weight"] - start
+    masters = [unpack_state(one.state)[0]["weights"] for one in train(training, PLACEMENTS[1], plans)]
+    slots = FlatParameters(training.fresh_model()).slots
+    (slot,) = (slot for slot in slots if slot.name == "last.weight")
+    torch.testing.assert_close(slot.view(masters[0]) - start, moved, rtol=0.05, atol=1e-5)
+    assert ours.losses != theirs.losses
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {}, {"accumulate": 3}, {"wire": Wire.BF16}, {"weights_wire": Wire.BF16}, {"clipping": ClipByNorm(0.5)},
+        {"autocast": True},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_overlap_changes_no_bit(options: dict[str, Any]) -> None:
+    for model in (lambda: Mlp(norm=True, dropout=0.2), Cnn):
+        serial = Training(model, digits(), OPTIMIZERS["adam"], options=options | {"overlap": False})
+        overlapped = Training(model, digits(), OPTIMIZERS["adam"], options=options | {"overlap": True})
+        plans = serial.plans(ITERATIONS)
+        for placement in (PLACEMENTS[4], PLACEMENTS[2], SCATTERED):
+            reference = train(serial, placement, plans)
+            found = train(overlapped, placement, plans)
+            assert_same_bits(found, reference[0])
+            assert all(one.hidden_s == 0 for outcome in reference for one in outcome.metrics)
+            hidden = [any(one.hidden_s > 0 for one in outcome.metrics) for outcome in found]
+            # hidden where the last shard that a rank computes is a node by itself
+            assert hidden == [len(shards) == 1 or (placement == SCATTERED and bool(shards)) for shards in placement]
+
+
+@pytest.mark.parametrize(("num_rows", "batch_size"), [(7, 1), (5, 64), (3, 2)])
+def test_overlap_takes_iterations_in_which_some_ranks_have_no_rows(num_rows: int, batch_size: int) -> None:
+    training = Training(Mlp, digits(num_rows), OPTIMIZERS["sgd"], batch_size=batch_size, options={"overlap": True})
+    plans = training.plans(8)
+    assert_close(same_bits_on_every_placement(training, plans), plain(training, plans))
+
+
+def test_overlap_skips_an_iteration_that_is_not_finite() -> None:
+    options = {"not_finite": "skip", "overlap": True}
+    training = Training(lambda: Mlp(norm=True), poisoned(42), OPTIMIZERS["adam"], options=options)
+    plans = training.plans(ITERATIONS)
+    reference = train(training, PLACEMENTS[1], plans)[0]
+    found = train(training, PLACEMENTS[4], plans)
+    assert [repr(one.losses) for one in found] == [repr(reference.losses)] * 4
+    assert all(torch.equal(one.weights, reference.weights) for one in found)
+
+
+class WritesGradients(torch.optim.SGD):
+    """Scales the gradients where they lie, as some published optimizers do."""
+
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.grad.mul_(0.5)
+        super().step(closure)
+
+
+def test_an_optimizer_that_writes_to_gradients_writes_to_its_own() -> None:
+    training = Training(Mlp, digits(), lambda groups: WritesGradients(groups, lr=0.1))
+    plans = training.plans(ITERATIONS)
+    assert_close(same_bits_on_every_placement(training, plans), plain(training, plans))
 
 
 def poisoned(row: int, value: float = float("nan")) -> Rows:

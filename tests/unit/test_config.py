@@ -28,6 +28,9 @@ def test_the_defaults_leave_ranks_and_shards_to_the_cluster() -> None:
         ({"max_group_s": 0}, "max_group_s is 0: give a positive number"),
         ({"ranks": 4, "shards": 3}, "3 shards cannot be spread over 4 ranks"),
         ({"transport": "tcp"}, "transport is 'tcp': give one of auto, shm, blocks"),
+        ({"overlap": "always"}, "overlap is 'always': give True, False or 'auto'"),
+        ({"overlap": 1}, "overlap is 1: give True, False or 'auto'"),
+        ({"trace": True}, "trace is True: give the name of a file, or None"),
         ({"timeout_s": 0.0}, "timeout_s is 0.0: give a positive number"),
     ],
 )

@@ -71,8 +71,8 @@ class DemoReport:
             losses=result.history.as_dict()["losses"],
             wall_s=report["wall_s"],
             time_split={
-                "compute": time.compute_s, "exchange": time.exchange_s, "hidden": time.hidden_s,
-                "update": time.update_s, "scheduling": time.scheduling_s,
+                "compute": time.compute_s, "exchange": time.exchange_s, "update": time.update_s,
+                "scheduling": time.scheduling_s,
             },
         )  # fmt: skip
 
@@ -101,8 +101,8 @@ def demo(
     """Train LeNet-5 on scikit-learn's digits (8x8 pictures, 80 % to train, 20 % to test) and print the test accuracy.
 
     The JSON holds accuracy, iterations, ranks, transport, group_size, losses, wall_s (seconds of training, without
-    starting Spark) and time_split (seconds: compute, exchange, hidden, update, scheduling; hidden is exchange during
-    compute, and part of it). --trace writes a file that https://ui.perfetto.dev and chrome://tracing open.
+    starting Spark) and time_split (seconds: compute, exchange, update, scheduling). https://ui.perfetto.dev and
+    chrome://tracing open what --trace writes.
     """
     check_writable(json)
     digits = load_digits()
@@ -117,7 +117,7 @@ def demo(
         result = train(spark, digits, layout, epochs=epochs)
     report = DemoReport.of(result, accuracy_of(result.model, digits))
     write_json(json, report.as_dict())
-    split = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.time_split.items() if name != "hidden")
+    split = ", ".join(f"{name} {seconds:.1f}" for name, seconds in report.time_split.items())
     groups = result.report["groups"]
     print(
         f"{report.iterations} iterations in {report.wall_s:.1f} s ({split}), {groups} groups, group size {group_size}"

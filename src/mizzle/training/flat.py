@@ -163,6 +163,26 @@ class FlatParameters:
                     "zero_grad or set .grad inside the model or the loss, nor backward with create_graph"
                 )
 
+    def versions(self) -> list[int]:
+        """How often each parameter was written to in place; for `check_unwritten`."""
+        return [parameter._version for parameter in self._parameters]
+
+    def check_unwritten(self, versions: Sequence[int]) -> None:
+        """Make sure that forward and backward only read parameters: a peer on this host may be reading them as well.
+
+        Args:
+            versions: from before.
+
+        Raises:
+            ModelError: names the parameter.
+        """
+        for slot, before, now in zip(self.slots, versions, self.versions(), strict=True):
+            if before != now:
+                raise ModelError(
+                    f"parameter {slot.name!r} was written to during forward or backward, as nn.Embedding(max_norm=...) "
+                    "does: only the optimizer may, because ranks share weights; do it to a copy in forward"
+                )
+
     def name_at(self, position: int) -> str:
         """The parameter or buffer at a position of the flat vector, for messages; "padding" between them."""
         slots = (*self.slots, *self.buffer_slots)

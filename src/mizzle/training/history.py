@@ -41,20 +41,20 @@ class TimeSplit:
     Attributes:
         compute_s: forward, backward and reading rows.
         exchange_s: gradients and weights between ranks, waiting for slower ranks included.
-        hidden_s: what was exchanged during ``compute_s``, on top of ``exchange_s``: it made no iteration longer.
         update_s: clipping and optimizer.
         scheduling_s: the rest: launching the groups' jobs and their ends, boundaries included.
         boundary_s: of ``scheduling_s``, what keeping states took.
         evaluate_s: loss and metrics of the validation rows.
+        hidden_s: what was exchanged during ``compute_s``, beside ``exchange_s``: it made no iteration longer.
     """
 
     compute_s: float = 0.0
     exchange_s: float = 0.0
-    hidden_s: float = 0.0
     update_s: float = 0.0
     scheduling_s: float = 0.0
     boundary_s: float = 0.0
     evaluate_s: float = 0.0
+    hidden_s: float = 0.0
 
     @property
     def hidden_fraction(self) -> float:

@@ -107,18 +107,20 @@ class ShardCompute:
             announcer: told of the last backward, where nothing is added to ``into`` afterwards.
 
         Raises:
-            ModelError: the loss is not a scalar that can be differentiated, or gradients went elsewhere.
+            ModelError: the loss is not a scalar that can be differentiated, gradients went elsewhere, or the model
+                wrote to its parameters.
         """
         into[: self._flat.num_parameters].zero_()
         self._buffers.begin()
         self._flat.bind_gradients(into)
-        loss_sum = 0.0
+        loss_sum, versions = 0.0, self._flat.versions()
         *earlier, last = np.array_split(positions, min(self._spec.accumulate, len(positions)))
         with self._guard, random_stream(self._spec.seed, shard, iteration):
             for part in earlier:
                 loss_sum += self._micro_batch(rows, part, shard)
             loss_sum += self._micro_batch(rows, last, shard, announcer)
         self._flat.check_gradients_bound()
+        self._flat.check_unwritten(versions)
         changed, self.others[shard] = self._buffers.end(into)
         self.changed |= changed
         # buffers are not looked at: an attention mask is full of -inf

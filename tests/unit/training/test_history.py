@@ -22,7 +22,7 @@ ORDER = EpochOrder(num_rows_total=15, num_shards=2, global_batch_size=10, seed=0
 
 
 def metrics(iteration: int, loss: float, rows: int, *, skipped: bool = False) -> IterationMetrics:
-    return IterationMetrics(iteration, loss, rows, 1.0, 0.5, 0.25, skipped)
+    return IterationMetrics(iteration, loss, rows, 1.0, 0.5, 0.25, skipped, hidden_s=0.125)
 
 
 SEEN = [metrics(0, 2.0, 10), metrics(1, 5.0, 5), metrics(2, NAN, 10, skipped=True), metrics(3, 1.0, 5)]
@@ -46,6 +46,7 @@ def test_a_group_is_added_up_from_its_iterations() -> None:
     assert (group.iterations, group.rows, group.skipped, group.last_loss) == (4, 30, 1, 1.0)
     assert group.mean_loss == (2.0 * 10 + 5.0 * 5 + 1.0 * 5) / 20
     assert (group.compute_s, group.exchange_s, group.update_s, group.iterating_s) == (4.0, 2.0, 1.0, 7.0)
+    assert group.hidden_s == 0.5, "beside the others: it is part of compute"
     assert (group.evaluate_s, group.boundary_s, group.span_s) == (0.1, 0.2, 8.0)
     assert math.isnan(GroupMetrics.of(SEEN[2:3]).mean_loss)
 
@@ -59,12 +60,13 @@ EVALUATIONS = st.builds(
 
 
 @settings(deadline=None)
-@given(st.tuples(*[NUMBERS] * 8), st.integers(1, 10**6), st.none() | EVALUATIONS)
+@given(st.tuples(*[NUMBERS] * 9), st.integers(1, 10**6), st.none() | EVALUATIONS)
 def test_metrics_of_a_group_come_back_as_they_were_in_less_than_500_bytes(
     numbers: tuple[float, ...], count: int, evaluation: Evaluation | None
 ) -> None:
     names = (
-        "last_loss", "mean_loss", "compute_s", "exchange_s", "update_s", "evaluate_s", "boundary_s", "span_s",
+        "last_loss", "mean_loss", "compute_s", "exchange_s", "update_s", "hidden_s", "evaluate_s", "boundary_s",
+        "span_s",
     )  # fmt: skip
     group = GroupMetrics(
         iterations=count, rows=count * 2**20, skipped=count // 2, evaluation=evaluation,
@@ -86,7 +88,7 @@ def test_a_record_says_how_long_the_ranks_waited_for_the_driver_and_for_each_oth
     record = record_of(ranks, first=20)
     assert (record.size, record.rows, record.stop, record.loss) == (4, 30, 24, 1.0)
     assert (record.launch_s, record.wait_s) == (0.5, 1.5)
-    assert (record.compute_s, record.exchange_s, record.update_s) == (4.0, 2.0, 1.0)
+    assert (record.compute_s, record.exchange_s, record.update_s, record.hidden_s) == (4.0, 2.0, 1.0, 0.5)
     assert (record.evaluate_s, record.boundary_s) == (0.5, 0.25)
     assert record.scheduling_s == 10.0 - 7.0 - 0.5
     assert record_of(ranks, wall_s=9.0).launch_s == 0.0, "clocks of two machines never make a time negative"
@@ -119,7 +121,9 @@ def test_history_follows_the_groups_and_is_completed_from_the_log() -> None:
     assert [found.iteration for found in history.evaluations] == [2]
     time = history.time
     assert (time.compute_s, time.exchange_s, time.update_s, time.scheduling_s) == (4.0, 2.0, 1.0, 1.0)
-    assert (time.boundary_s, time.evaluate_s) == (0.125, 0.0)
+    assert (time.boundary_s, time.evaluate_s, time.hidden_s) == (0.125, 0.0, 0.5)
+    assert time.hidden_fraction == 0.5 / 2.5
+    assert TrainingHistory().time.hidden_fraction == 0.0
     for _ in range(2):  # again: the same
         history.complete(log(), ORDER)
         assert repr(history.losses) == "[2.0, 5.0, nan, 1.0]"

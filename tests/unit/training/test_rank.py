@@ -8,6 +8,7 @@ from torch import nn
 
 from harness import run_ranks
 from mizzle.collectives.exchange import Exchange, ExchangeLayout
+from mizzle.collectives.timeline import Timeline
 from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError, DataError, ModelError
 from mizzle.training.flat import FlatParameters
@@ -137,3 +138,94 @@ def test_metrics_say_rows_and_where_the_time_went() -> None:
     assert [one.rows for one in metrics] == [40, 40, 10, 40]
     assert [one.iteration for one in metrics] == [0, 1, 2, 3]
     assert all(min(one.compute_s, one.exchange_s, one.update_s) > 0 for one in metrics)
+
+
+def test_every_range_is_written_by_its_owner_and_all_have_the_whole_before_they_compute() -> None:
+    training = Training(lambda: Mlp(norm=True), digits(), sgd)
+    wanted = training.fresh_model().state_dict()
+
+    def rank_main(store: Any) -> tuple[dict[str, torch.Tensor], list[tuple[int, int]]]:
+        model = training.fresh_model()
+        spec = training.spec(model)
+        exchange = exchange_of(store, spec, model, PLACEMENTS[4])
+        trainer = RankTrainer(spec, model, exchange, {store.rank: training.shards()[store.rank]})
+        trainer.gather_weights(0)
+        return trainer.model_state(), [(own.start, own.stop) for own in exchange.owned]
+
+    found = run_ranks(4, rank_main)
+    for state, _ in found:
+        assert all(torch.equal(state[name], value) for name, value in wanted.items())
+    assert sorted(span for _, spans in found for span in spans) == [(at, at + 1024) for at in range(0, 6 * 1024, 1024)]
+
+
+def test_memory_is_listed_by_purpose() -> None:
+    training = Training(Mlp, digits(), adam)
+
+    def rank_main(store: Any) -> tuple[dict[str, int], dict[str, int], int]:
+        trainer = rank_trainer(training, store)
+        before = trainer.memory_bytes()
+        trainer.run(training.plans(1))
+        return before, trainer.memory_bytes(), trainer.weights.nbytes
+
+    before, after, whole = run_ranks(1, rank_main)[0]
+    assert before["optimizer"] == before["spare"] == 0
+    assert after["weights"] == after["gradients"] == whole
+    num_parameters = sum(p.numel() for p in training.fresh_model().parameters())
+    assert 8 * num_parameters <= after["optimizer"] <= 8 * num_parameters + 2048
+    assert after["spare"] == 2 * whole, "four shards on one rank: two levels"
+
+
+def test_what_a_rank_did_when_is_on_its_timeline() -> None:
+    training = Training(Mlp, digits(), adam, options={"accumulate": 2})
+    timeline = Timeline()
+
+    def rank_main(store: Any) -> None:
+        model = training.fresh_model()
+        spec = training.spec(model)
+        exchange = exchange_of(store, spec, model, PLACEMENTS[1])
+        shards = dict(enumerate(training.shards()))
+        RankTrainer(spec, model, exchange, shards, timeline=timeline).run(training.plans(3))
+
+    run_ranks(1, rank_main)
+    spans, dropped = timeline.take()
+    assert dropped == 0
+    assert {span.lane for span in spans} == {"compute", "exposed", "update"}
+    forwards = [span for span in spans if span.name == "forward"]
+    assert [span.args["shard"] for span in forwards] == 3 * [0, 0, 1, 1, 2, 2, 3, 3]
+    assert [span.args["iteration"] for span in spans if span.name == "optimizer"] == [0, 1, 2]
+    assert [span.name for span in spans if span.lane == "exposed"] == 3 * ["reduce", "gather"]
+
+
+def test_a_closed_rank_leaves_no_hook_in_the_model() -> None:
+    training = Training(Mlp, digits(), sgd, options={"overlap": True})
+    model = training.fresh_model()
+
+    def rank_main(store: Any) -> None:
+        spec = training.spec(model)
+        exchange = exchange_of(store, spec, model, PLACEMENTS[1])
+        trainer = RankTrainer(spec, model, exchange, dict(enumerate(training.shards())))
+        assert all(p._post_accumulate_grad_hooks for p in model.parameters())  # type: ignore[attr-defined]
+        trainer.close()
+
+    run_ranks(1, rank_main)
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())  # type: ignore[attr-defined]
+
+
+class Renormed(nn.Module):
+    """Looks rows up in a table that it scales down in place, before."""
+
+    def __init__(self, *, max_norm: float | None) -> None:
+        super().__init__()
+        self.table = nn.Embedding(16, 3, max_norm=max_norm)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.table(inputs.argmax(1))
+        return out
+
+
+def test_a_model_that_writes_to_its_weights_is_refused_because_they_are_shared() -> None:
+    harmless = Training(lambda: Renormed(max_norm=None), digits(), sgd)
+    assert len(train(harmless, PLACEMENTS[2], harmless.plans(2))[0].losses) == 2
+    training = Training(lambda: Renormed(max_norm=0.1), digits(), sgd)
+    with pytest.raises(ModelError, match=r"'table\.weight' was written to during forward"):
+        train(training, PLACEMENTS[2], training.plans(1))
