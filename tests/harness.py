@@ -34,9 +34,11 @@ def eventually(condition: Callable[[], bool], *, within_s: float) -> bool:
     return True
 
 
-def memory_stores(size: int, *, generation: int = 0, in_place: bool = False) -> list[BlockStore]:
-    """One store a rank over a fabric of their own."""
-    fabric = MemoryFabric(size, in_place=in_place)
+def memory_stores(
+    size: int, *, generation: int = 0, in_place: bool = False, islands: tuple[tuple[int, ...], ...] | None = None
+) -> list[BlockStore]:
+    """One store a rank over a fabric of their own; ranks of an island see each other's memory."""
+    fabric = MemoryFabric(size, in_place=in_place, islands=islands)
     return [fabric.store(rank, run=RUN, generation=generation) for rank in range(size)]
 
 

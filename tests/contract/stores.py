@@ -13,6 +13,7 @@ from mizzle.blocks.arena import LocalArena
 from mizzle.blocks.bridge import BridgeClient, Membership
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId
+from mizzle.blocks.island import islands_of
 from mizzle.blocks.memory import MemoryFabric
 from mizzle.blocks.notes import prepare_control
 from mizzle.blocks.routed import RoutedStore
@@ -52,9 +53,9 @@ def flip_a_bit(_store: BlockStore, _block: BlockId, span: Span) -> None:
 
 
 @contextmanager
-def memory(size: int, *, in_place: bool) -> Iterator[Ranks]:
-    """Ranks as threads."""
-    fabric = MemoryFabric(size, in_place=in_place)
+def memory(size: int, *, in_place: bool, hosts: Callable[[int], int] | None = None) -> Iterator[Ranks]:
+    """Ranks as threads; ``hosts`` says which of them see each other's memory."""
+    fabric = MemoryFabric(size, in_place=in_place, islands=islands_of(list(map(hosts or int, range(size)))))
     opened: list[BlockStore] = []
 
     def reopen(generation: int) -> list[BlockStore]:
@@ -161,7 +162,7 @@ def _routed(one: Joined, hosts: Callable[[int], int]) -> BlockStore:
     blocks, rank = one.blocks, one.blocks.rank
     assert one.shared is not None
     routes = {peer: one.shared if hosts(peer) == hosts(rank) else blocks for peer in range(blocks.size) if peer != rank}
-    return RoutedStore(blocks, routes)
+    return RoutedStore(blocks, routes, islands_of(list(map(hosts, range(blocks.size)))))
 
 
 @contextmanager
@@ -204,6 +205,8 @@ def bridged(bridge: LocalBridge, size: int, *, hosts: Callable[[int], int] | Non
 FACTORIES: Mapping[str, Factory] = {
     "memory": partial(memory, in_place=False),
     "memory-in-place": partial(memory, in_place=True),
+    "memory-islands": partial(memory, in_place=True, hosts=lambda rank: rank % 2),
+    "memory-island": partial(memory, in_place=False, hosts=lambda _: 0),
     "shared": shared,
 }
 BRIDGED: Mapping[str, Callable[[LocalBridge], Factory]] = {

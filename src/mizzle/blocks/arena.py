@@ -59,6 +59,14 @@ class Arena(Protocol):
         """The region of that name, at least so long: the one there is, or a new zeroed one."""
         ...
 
+    def adopt(self, name: str, path: str, num_bytes: int) -> MappedRegion:
+        """A region that another rank of this host made, to be written to as well.
+
+        Raises:
+            ArenaError: it cannot be opened.
+        """
+        ...
+
 
 def allocate(name: str, num_bytes: int, directory: Path | None = None) -> tuple[int, Path]:
     """New zeroed memory: its descriptor, and the path under which others can open it meanwhile.
@@ -176,6 +184,10 @@ class LocalArena:
         self._descriptors[name] = fd
         return region
 
+    def adopt(self, name: str, path: str, num_bytes: int) -> MappedRegion:
+        """As `Arena.adopt`."""
+        return open_region(name, path, num_bytes, writable=True)
+
     def close(self) -> None:
         """Give the memory back when the last view of it is gone."""
         for fd in self._descriptors.values():
@@ -211,6 +223,17 @@ class BridgeArena:
             os.close(fd)
         self._regions[name] = region
         return region
+
+    def adopt(self, name: str, path: str, num_bytes: int) -> MappedRegion:
+        """As `Arena.adopt`: the bridge serves it and keeps it too, so it outlives the rank that made it."""
+        region = open_region(name, path, num_bytes, writable=True)
+        old = self._regions.get(name)
+        if old is not None and old.inode == region.inode:
+            return old
+        number, lasting = self._register(name, Path(path), num_bytes)
+        adopted = MappedRegion(name, lasting, number, region.inode, region.buffer)
+        self._regions[name] = adopted
+        return adopted
 
     def find(self, name: str) -> MappedRegion | None:
         """The region of that name, if there is one."""

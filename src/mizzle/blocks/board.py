@@ -11,19 +11,17 @@ Two pages are enough: who posts turn t + 2 has read turn t + 1, so all its peers
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.futex import SLICE_S
 from mizzle.blocks.notes import PAGE_BODY_AT, POSTED_AT, Control
+from mizzle.blocks.shared_island import RefuseHopeless
 from mizzle.blocks.store import OwnBlocks
 from mizzle.errors import ConfigError, CorruptBlock
 
 _NAME = struct.Struct("<16sIQH")
 _LENGTH = struct.Struct("<I")
-
-RefuseHopeless = Callable[[Collection[int], Deadline | None], Deadline | None]
-"""(awaited ranks, grace so far) -> grace; raises when no more is to be expected of them."""
 
 
 class SharedBoard:

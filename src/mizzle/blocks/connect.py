@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from mizzle.blocks.arena import BridgeArena, open_region
 from mizzle.blocks.bridge import BridgeClient, Membership
+from mizzle.blocks.island import islands_of
 from mizzle.blocks.notes import CONTROL, control_bytes
 from mizzle.blocks.routed import RoutedStore
 from mizzle.blocks.shared import SharedStore
@@ -35,8 +36,10 @@ def connect_store(
         ArenaError: a peer on this host does not let its memory be opened; use "blocks".
         PeerLost: a peer on this host is gone already; run the group again.
     """
-    blocks = TransferStore(client, arena, membership, timeout_s)
-    controls = [""] * blocks.size if transport == "blocks" else _visible(membership, client.host_id)
+    apart = transport == "blocks"
+    islands = islands_of(range(len(membership.peers)) if apart else [peer.host_id for peer in membership.peers])
+    blocks = TransferStore(client, arena, membership, timeout_s, islands=islands)
+    controls = [""] * blocks.size if apart else _visible(membership, client.host_id)
     others = [rank for rank in range(blocks.size) if rank != blocks.rank]
     hidden = [rank for rank in others if not controls[rank]]
     if transport == "shm" and hidden:
@@ -49,7 +52,7 @@ def connect_store(
     shared = SharedStore(
         arena, run=blocks.run, generation=blocks.generation, rank=blocks.rank, controls=controls, timeout_s=timeout_s
     )
-    return RoutedStore(blocks, {rank: shared if controls[rank] else blocks for rank in others})
+    return RoutedStore(blocks, {rank: shared if controls[rank] else blocks for rank in others}, islands)
 
 
 def _visible(membership: Membership, host_id: str) -> list[str]:

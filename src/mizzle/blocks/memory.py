@@ -7,15 +7,17 @@ It never copies a payload unless told to (``in_place``): then it behaves as a st
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import crc32c
 import numpy as np
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId, DType, Header
-from mizzle.blocks.store import Board, Fetched, OwnBlocks, Span, checked
+from mizzle.blocks.island import Alone, Island, island_with, islands_of
+from mizzle.blocks.store import Board, Fetched, OwnBlocks, Region, Span, checked
 from mizzle.errors import (
     ArenaError,
     BlockNotFound,
@@ -25,6 +27,10 @@ from mizzle.errors import (
     Fenced,
     PeerLost,
 )
+
+T = TypeVar("T")
+_Posted = tuple[tuple[int, int], bytes]
+"""Under which name something was posted, and what."""
 
 
 class MemoryRegion:
@@ -58,6 +64,8 @@ class _Membership:
     blocks: dict[BlockId, _Announced] = field(default_factory=dict)
     dropped_before: dict[int, tuple[int, int]] = field(default_factory=dict)
     aborted: tuple[int, str] | None = None
+    posted: dict[tuple[int, int], _Posted] = field(default_factory=dict)
+    told: dict[int, int] = field(default_factory=dict)
 
 
 class MemoryFabric:
@@ -67,14 +75,18 @@ class MemoryFabric:
         size: number of ranks.
         in_place: whether a fetch copies the payload into the reader's memory (as over a wire) or hands out a
             read-only view of the source's (as shared memory does). The CRC is always taken over what is handed out.
+        islands: which ranks see each other's memory; without them every rank is alone.
     """
 
-    def __init__(self, size: int, *, in_place: bool = False) -> None:
+    def __init__(
+        self, size: int, *, in_place: bool = False, islands: tuple[tuple[int, ...], ...] | None = None
+    ) -> None:
         """See the class."""
         if size < 1:
             raise ConfigError(f"a fabric needs at least one rank, not {size}")
         self.size = size
         self.in_place = in_place
+        self.islands = islands or islands_of(range(size))
         self._changed = threading.Condition()
         self._members: dict[tuple[str, int], _Membership] = {}
         self._fences: dict[str, int] = {}
@@ -136,6 +148,54 @@ class MemoryFabric:
                 if not self._changed.wait(deadline.remaining_s()) and deadline.passed:
                     raise CollectiveTimeout(f"{block} did not come before the deadline")
 
+    def post(self, store: MemoryStore, turn: int, name: tuple[int, int], message: bytes) -> None:
+        """Say something to all ranks of the island, for the ``turn``-th time."""
+        with self._changed:
+            self._refuse_fenced(store.run, store.generation)
+            posted = self._member(store.run, store.generation).posted
+            posted[store.rank, turn] = name, message
+            posted.pop((store.rank, turn - 2), None)
+            self._changed.notify_all()
+
+    def await_posts(self, store: MemoryStore, turn: int, deadline: Deadline) -> dict[int, _Posted]:
+        """What the other ranks of the island said at their ``turn``-th time; late ones are left out."""
+        others = [rank for rank in store.island.ranks if rank != store.rank]
+
+        def found(member: _Membership) -> dict[int, _Posted]:
+            return {rank: member.posted[rank, turn] for rank in others if (rank, turn) in member.posted}
+
+        return self._await(store, lambda member: len(found(member)) == len(others), found, deadline)
+
+    def tell(self, store: MemoryStore, count: int) -> None:
+        """See `mizzle.blocks.island.Island.tell`."""
+        with self._changed:
+            self._member(store.run, store.generation).told[store.rank] = count
+            self._changed.notify_all()
+
+    def await_told(self, store: MemoryStore, rank: int, count: int, deadline: Deadline) -> None:
+        """See `mizzle.blocks.island.Island.await_told`."""
+
+        def came(member: _Membership) -> bool:
+            return member.told.get(rank, 0) >= count
+
+        if not self._await(store, came, came, deadline):
+            raise CollectiveTimeout(f"rank {rank} did not come so far before the deadline")
+
+    def _await(
+        self, store: MemoryStore, ready: Callable[[_Membership], bool], value: Callable[[_Membership], T],
+        deadline: Deadline,
+    ) -> T:  # fmt: skip
+        """Wait until something is so, or the deadline comes."""
+        with self._changed:
+            while True:
+                self._refuse_fenced(store.run, store.generation)
+                member = self._member(store.run, store.generation)
+                if ready(member) or deadline.passed:
+                    return value(member)
+                if member.aborted is not None:
+                    raise PeerLost(*member.aborted)
+                self._changed.wait(deadline.remaining_s())
+
     def drop(self, store: MemoryStore, before: tuple[int, int]) -> None:
         """Forget what the store's rank put before (iteration, op)."""
         with self._changed:
@@ -195,9 +255,13 @@ class MemoryStore:
         self.generation = generation
         self.rank = rank
         self.size = fabric.size
-        self.board: Board | None = None
+        self.islands = fabric.islands
         self._fabric = fabric
         self._blocks = OwnBlocks(run, rank)
+        self.island: Island = Alone(rank, self)
+        if len(self.islands) < self.size:
+            self.island = MemoryIsland(fabric, self, self._blocks)
+        self.board: Board | None = self.island.board if len(self.island.ranks) == self.size > 1 else None
 
     def region(self, name: str, num_bytes: int) -> MemoryRegion:
         """See `BlockStore.region`."""
@@ -230,6 +294,65 @@ class MemoryStore:
     def close(self) -> None:
         """See `BlockStore.close`. Closing twice is allowed."""
         self._blocks.close()
+
+
+class MemoryIsland:
+    """A rank's `Island` in one process."""
+
+    def __init__(self, fabric: MemoryFabric, store: MemoryStore, blocks: OwnBlocks) -> None:
+        """See `MemoryFabric.store`."""
+        self.ranks = island_with(store.rank, fabric.islands)
+        self.board: Board = MemoryBoard(fabric, store, blocks)
+        self._fabric = fabric
+        self._store = store
+
+    def place(self, region: Region) -> bytes:
+        """See `Island.place`."""
+        return region.name.encode()
+
+    def view(self, rank: int, place: bytes) -> memoryview:
+        """See `Island.view`."""
+        return self._fabric.region(self._store.run, rank, bytes(place).decode(), 0).buffer.toreadonly()
+
+    def shared(self, name: str, num_bytes: int, deadline: Deadline) -> Region:  # noqa: ARG002 - it is there at once
+        """See `Island.shared`."""
+        return self._fabric.region(self._store.run, self.ranks[0], f"shared.{name}", num_bytes)
+
+    def tell(self, count: int) -> None:
+        """See `Island.tell`."""
+        self._fabric.tell(self._store, count)
+
+    def await_told(self, rank: int, count: int, deadline: Deadline) -> None:
+        """See `Island.await_told`."""
+        if rank != self._store.rank:
+            self._fabric.await_told(self._store, rank, count, deadline)
+
+
+class MemoryBoard:
+    """A rank's `Board` in one process."""
+
+    def __init__(self, fabric: MemoryFabric, store: MemoryStore, blocks: OwnBlocks) -> None:
+        """See `MemoryFabric.store`."""
+        self._fabric = fabric
+        self._store = store
+        self._blocks = blocks
+        self._turn = 0
+        self._name = (0, 0)
+
+    def post(self, iteration: int, op: int, message: bytes) -> None:
+        """See `Board.post`."""
+        self._blocks.check_post(iteration, op, message)
+        self._turn += 1
+        self._name = iteration, op
+        self._fabric.post(self._store, self._turn, self._name, bytes(message))
+
+    def read(self, deadline: Deadline) -> dict[int, memoryview]:
+        """See `Board.read`."""
+        posts = self._fabric.await_posts(self._store, self._turn, deadline)
+        for rank, (name, _) in posts.items():
+            if name != self._name:
+                raise CorruptBlock(f"rank {rank} posted under {name}, not {self._name}, which was asked for")
+        return {rank: memoryview(message) for rank, (_, message) in posts.items()}
 
 
 class MemoryPending:

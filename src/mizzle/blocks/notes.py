@@ -1,9 +1,9 @@
 """Control regions: where a rank notes, for each peer, what it has put and where the bytes lie, and posts for all.
 
 A region has one writer, its rank; its bridge writes only `FENCED_AT`, `LOST_AT` and why that peer was lost. It holds:
-a few words, two reasons, for each reader a counter of notes and a counter of how many of the reader's own notes were
-read, `SLOTS` notes for each reader, used in turn, a ring of the metas that are too long for a note, and the two pages
-of its board.
+a few words, two reasons, where regions lie that all share, for each reader a counter of notes and a counter of how many
+of the reader's own notes were read, `SLOTS` notes for each reader, used in turn, a ring of the metas that are too long
+for a note, and the two pages of its board.
 """
 
 from __future__ import annotations
@@ -16,22 +16,26 @@ import numpy as np
 from mizzle.blocks.arena import Arena, MappedRegion
 from mizzle.blocks.futex import Words
 from mizzle.blocks.ids import HEADER_BYTES, MAX_META_BYTES, Header
-from mizzle.errors import ArenaError, PeerLost
+from mizzle.errors import ArenaError, ConfigError, PeerLost
 
 CONTROL = "control"
-FENCE_AT, FENCED_AT, LOST_AT, GAVE_UP_AT, POSTED_AT = 0, 4, 8, 12, 16
+FENCE_AT, FENCED_AT, LOST_AT, GAVE_UP_AT, POSTED_AT, LAID_AT, TOLD_AT = 0, 4, 8, 12, 16, 20, 24
 """Words: the lowest generation that this rank serves; the same as its bridge has it; rank + 1 of a peer that the bridge
-saw die; 1 when this rank gave up; how many times it posted."""
+saw die; 1 when this rank gave up; how many times it posted; how many shared regions it laid out; the number that it
+told last."""
 SLOTS = 64
 _REASON_AT, _REASON_BYTES = 64, 1024
 _LOST_REASON_AT = _REASON_AT + _REASON_BYTES
-_COUNTERS_AT = _LOST_REASON_AT + _REASON_BYTES
+_LAID_PLACES_AT = _LOST_REASON_AT + _REASON_BYTES
+_NAME_BYTES = 32
+_PLACES = 4
 _LINE = 64
 _SLOT_BYTES = 1024
 _PATH_BYTES = 256
 """Enough for a file in a bridge's directory; paths of a memfd are short."""
 _FENCES = struct.Struct("<II")
 _PLACE = struct.Struct(f"<H{_PATH_BYTES}sQQQQ")
+_COUNTERS_AT = -(-(_LAID_PLACES_AT + _PLACES * (_NAME_BYTES + _PLACE.size)) // _LINE) * _LINE
 _META_AT = HEADER_BYTES + _PLACE.size
 _INLINE_META_BYTES = _SLOT_BYTES - _META_AT
 _RING_BYTES = 4 * MAX_META_BYTES
@@ -70,6 +74,26 @@ class Place:
     inode: int = 0
     region_bytes: int = 0
     offset: int = 0
+
+    def pack(self, ring_at: int = 0) -> bytes:
+        """As it lies in memory; ``ring_at`` tells where a long meta is, beside it.
+
+        Raises:
+            ArenaError: the path is too long; give Spark a shorter local directory.
+        """
+        path = self.path.encode()
+        if len(path) > _PATH_BYTES:
+            raise ArenaError(
+                f"the path of a region has {len(path)} bytes, at most {_PATH_BYTES} fit: set spark.local.dir to a "
+                f"shorter one than that of {self.path}"
+            )
+        return _PLACE.pack(len(path), path, self.inode, self.region_bytes, self.offset, ring_at)
+
+    @classmethod
+    def unpack(cls, buffer: bytes | memoryview, at: int = 0) -> tuple[Place, int]:
+        """What `pack` wrote: the place, and ``ring_at``."""
+        length, path, inode, size, offset, ring_at = _PLACE.unpack_from(buffer, at)
+        return cls(path[:length].decode(), inode, size, offset), ring_at
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,17 +141,8 @@ class Control:
         Raises:
             ArenaError: the path of the payload's region is too long; give Spark a shorter local directory.
         """
-        path = note.place.path.encode()
-        if len(path) > _PATH_BYTES:
-            raise ArenaError(
-                f"the path of a region has {len(path)} bytes, at most {_PATH_BYTES} fit: set spark.local.dir to a "
-                f"shorter one than that of {note.place.path}"
-            )
         ring_at = self._lay(note.meta) if len(note.meta) > _INLINE_META_BYTES else 0
-        place = _PLACE.pack(
-            len(path), path, note.place.inode, note.place.region_bytes, note.place.offset, ring_at
-        )  # fmt: skip
-        return note.header.pack() + place + (b"" if ring_at else note.meta)
+        return note.header.pack() + note.place.pack(ring_at) + (b"" if ring_at else note.meta)
 
     def _lay(self, meta: bytes) -> int:
         if self._ring_used + len(meta) > _RING_BYTES * self._size:
@@ -147,10 +162,33 @@ class Control:
         """The ``count``-th note for ``reader``."""
         slot = self._slot(reader, count)
         header = Header.unpack(self._buffer[slot : slot + HEADER_BYTES])
-        length, path, inode, size, offset, ring_at = _PLACE.unpack_from(self._buffer, slot + HEADER_BYTES)
+        place, ring_at = Place.unpack(self._buffer, slot + HEADER_BYTES)
         start = ring_at or slot + _META_AT
         meta = bytes(self._buffer[start : start + header.meta_bytes])
-        return Note(header, Place(path[:length].decode(), inode, size, offset), meta)
+        return Note(header, place, meta)
+
+    def lay_out(self, name: str, place: Place) -> None:
+        """Let the peers know where a region lies that all share.
+
+        Raises:
+            ConfigError: the name is too long, or there are too many.
+        """
+        count = self.words.get(LAID_AT)
+        raw = name.encode()
+        if len(raw) > _NAME_BYTES or count == _PLACES:
+            raise ConfigError(f"shared region {name!r}: at most {_PLACES}, with names of at most {_NAME_BYTES} bytes")
+        at = _LAID_PLACES_AT + count * (_NAME_BYTES + _PLACE.size)
+        packed = raw.ljust(_NAME_BYTES, b"\0") + place.pack()
+        self._buffer[at : at + len(packed)] = packed
+        self.words.set(LAID_AT, count + 1)
+
+    def laid_out(self, name: str) -> Place | None:
+        """Where the region of that name lies, if it was laid out."""
+        for number in range(self.words.get(LAID_AT)):
+            at = _LAID_PLACES_AT + number * (_NAME_BYTES + _PLACE.size)
+            if bytes(self._buffer[at : at + _NAME_BYTES]).rstrip(b"\0") == name.encode():
+                return Place.unpack(self._buffer, at + _NAME_BYTES)[0]
+        return None
 
     def fence(self) -> int:
         """The lowest generation served, as this rank or its bridge knows."""

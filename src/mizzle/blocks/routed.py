@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 
 from mizzle.blocks.ids import BlockId, DType
+from mizzle.blocks.island import island_with
 from mizzle.blocks.store import BlockStore, Pending, Region, Span
 
 
@@ -15,9 +16,12 @@ class RoutedStore:
     Args:
         first: the store that also serves regions, fences and closes the membership.
         routes: for every other rank the store that reaches it; all over one arena and membership.
+        islands: which ranks see each other's memory: those of the own island are reached through it.
     """
 
-    def __init__(self, first: BlockStore, routes: Mapping[int, BlockStore]) -> None:
+    def __init__(
+        self, first: BlockStore, routes: Mapping[int, BlockStore], islands: tuple[tuple[int, ...], ...]
+    ) -> None:
         """See the class."""
         self.run, self.generation = first.run, first.generation
         self.rank, self.size = first.rank, first.size
@@ -25,6 +29,9 @@ class RoutedStore:
         self._routes = routes
         self._stores = list({id(store): store for store in (first, *routes.values())}.values())
         # A board is for all ranks at once: it serves when one store reaches them all.
+        self.islands = islands
+        own = island_with(first.rank, islands)
+        self.island = next((store.island for store in self._stores if store.island.ranks == own), first.island)
         self.board = next(iter(routes.values())).board if len({id(store) for store in routes.values()}) == 1 else None
 
     def region(self, name: str, num_bytes: int) -> Region:

@@ -7,52 +7,21 @@ neither copied nor checksummed: they are the peer's own memory, mapped read-only
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mizzle.blocks.arena import Arena, MappedRegion, open_region
 from mizzle.blocks.board import SharedBoard
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.futex import SLICE_S
 from mizzle.blocks.ids import BlockId, DType, Header
-from mizzle.blocks.notes import (
-    CONTROL,
-    FENCE_AT,
-    SLOTS,
-    Control,
-    Note,
-    Place,
-    control_bytes,
-)
+from mizzle.blocks.island import Island, islands_of
+from mizzle.blocks.notes import CONTROL, FENCE_AT, SLOTS, Control, Note, Place, control_bytes
+from mizzle.blocks.shared_island import Peer, SharedIsland, place_of
 from mizzle.blocks.store import Board, Fetched, OwnBlocks, Pending, Span, checked
-from mizzle.errors import (
-    BlockNotFound,
-    CollectiveTimeout,
-    ConfigError,
-    Fenced,
-    PeerLost,
-)
+from mizzle.errors import CollectiveTimeout, ConfigError, Fenced, PeerLost
 
 _GRACE_S = 0.5
 """How long a wait for one rank goes on after another was lost: what it had sent may still come, and may say more."""
-
-
-@dataclass(slots=True)
-class _Peer:
-    """What this rank has mapped of a peer, and how many of its notes it has asked for and read."""
-
-    control: Control
-    regions: dict[int, MappedRegion] = field(default_factory=dict)
-    asked: int = 0
-
-    def map(self, place: Place) -> memoryview:
-        """The peer's region, mapped once."""
-        region = self.regions.get(place.inode)
-        if region is None:
-            region = open_region("peer", place.path, place.region_bytes)
-            if region.inode != place.inode:
-                raise BlockNotFound(f"the region at {place.path} was replaced while it was announced")
-            self.regions[place.inode] = region
-        return region.buffer
 
 
 class SharedStore:
@@ -82,18 +51,19 @@ class SharedStore:
         length = control_bytes(self.size)
         self._own = Control(arena.region(CONTROL, length).buffer, self.size)
         self._peers = {
-            peer: _Peer(Control(open_region(CONTROL, path, length).buffer, self.size))
+            peer: Peer(Control(open_region(CONTROL, path, length).buffer, self.size))
             for peer, path in enumerate(controls)
             if peer != rank and path
         }
         self._told = [0] * self.size
         self._blocks = OwnBlocks(run, rank)
-        self.board: Board | None = None
-        if self._peers and len(self._peers) == self.size - 1:
-            self.board = SharedBoard(
-                self._own, {peer: known.control for peer, known in self._peers.items()}, blocks=self._blocks, run=run,
-                generation=generation, refuse_fenced=self._refuse_fenced, refuse_hopeless=self._refuse_hopeless,
-            )  # fmt: skip
+        board = SharedBoard(
+            self._own, {peer: known.control for peer, known in self._peers.items()}, blocks=self._blocks, run=run,
+            generation=generation, refuse_fenced=self._refuse_fenced, refuse_hopeless=self._refuse_hopeless,
+        )  # fmt: skip
+        self.board: Board | None = board if len(self._peers) == self.size - 1 > 0 else None
+        self.islands = islands_of(["here" if path or peer == rank else peer for peer, path in enumerate(controls)])
+        self.island: Island = SharedIsland(rank, self._own, self._peers, board, arena, self._refuse_hopeless)
 
     def region(self, name: str, num_bytes: int) -> MappedRegion:
         """As `BlockStore.region`."""
@@ -120,7 +90,7 @@ class SharedStore:
             deadline.check(f"rank {reader} to read what rank {self.rank} has put")
             words.wait_while(at, seen, SLICE_S)
 
-    def _peer(self, rank: int) -> _Peer:
+    def _peer(self, rank: int) -> Peer:
         peer = self._peers.get(rank)
         if peer is None:
             raise ConfigError(f"rank {rank} is not on the host of rank {self.rank}")
@@ -142,7 +112,7 @@ class SharedStore:
         self._own.words.set(self._own.read_at(block.source), turn + 1)
         return fetched
 
-    def _await_note(self, peer: _Peer, block: BlockId, turn: int, deadline: Deadline) -> None:
+    def _await_note(self, peer: Peer, block: BlockId, turn: int, deadline: Deadline) -> None:
         words, at = peer.control.words, Control.told_at(self.rank)
         grace: Deadline | None = None
         while (seen := words.get(at)) <= turn:
@@ -151,7 +121,7 @@ class SharedStore:
                 raise CollectiveTimeout(f"{block} did not come before the deadline")
             words.wait_while(at, seen, min(SLICE_S, deadline.remaining_s()))
 
-    def _look_up(self, peer: _Peer, note: Note, block: BlockId, into: Span | None) -> Fetched:
+    def _look_up(self, peer: Peer, note: Note, block: BlockId, into: Span | None) -> Fetched:
         checked(block, note.header, note.meta, into)
         if not note.place.path:
             return Fetched(note.header, note.meta, memoryview(b""), in_place=False)
@@ -221,7 +191,4 @@ class _Read:
 def _place(payload: Span | None) -> Place:
     if payload is None:
         return Place()
-    region = payload.region
-    if not isinstance(region, MappedRegion):
-        raise ConfigError(f"region {region.name!r} is no shared memory: make it with this store's region()")
-    return Place(region.path, region.inode, region.size, payload.offset)
+    return place_of(payload.region, payload.offset)

@@ -9,11 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Header
 from mizzle.errors import BlockExists, CollectiveMismatch, ConfigError
+
+if TYPE_CHECKING:
+    from mizzle.blocks.island import Island
 
 
 class Region(Protocol):
@@ -116,6 +119,8 @@ class BlockStore(Protocol):
         rank: this rank.
         size: number of ranks.
         board: what to tell everybody by; None where a put to each is all there is. All ranks have one, or none has.
+        islands: which ranks see each other's memory, ascending by lowest rank; every rank is in one. The same at all.
+        island: the own one.
     """
 
     run: str
@@ -123,6 +128,8 @@ class BlockStore(Protocol):
     rank: int
     size: int
     board: Board | None
+    islands: tuple[tuple[int, ...], ...]
+    island: Island
 
     def region(self, name: str, num_bytes: int) -> Region:
         """The region of that name, at least ``num_bytes`` long; grown (and zeroed) when it was shorter.

@@ -14,6 +14,7 @@ from mizzle.blocks.bridge import BridgeClient, Membership, rank_list
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import Request, Writer
 from mizzle.blocks.ids import BlockId, DType, Header
+from mizzle.blocks.island import Alone, Island, islands_of
 from mizzle.blocks.notes import CONTROL, Control, control_bytes
 from mizzle.blocks.store import Board, Fetched, OwnBlocks, Pending, Span, checked
 from mizzle.errors import CollectiveTimeout, ConfigError, Fenced
@@ -59,13 +60,26 @@ class _Transfer:
 class TransferStore:
     """A rank's `BlockStore` over the BlockManagers of its group. Payloads are checked by CRC32C on arrival."""
 
-    def __init__(self, client: BridgeClient, arena: BridgeArena, membership: Membership, timeout_s: float) -> None:
-        """Use a connection that has joined; ``timeout_s`` bounds requests to the bridge, not the waits for peers."""
+    def __init__(
+        self, client: BridgeClient, arena: BridgeArena, membership: Membership, timeout_s: float, *,
+        islands: tuple[tuple[int, ...], ...] | None = None,
+    ) -> None:  # fmt: skip
+        """Use a connection that has joined.
+
+        Args:
+            client: the connection.
+            arena: of this rank.
+            membership: the answer to the join.
+            timeout_s: bounds requests to the bridge, not the waits for peers.
+            islands: see `BlockStore`; without them every rank is alone.
+        """
         self.run = membership.run
         self.generation = membership.generation
         self.rank = membership.rank
         self.size = len(membership.peers)
         self.board: Board | None = None
+        self.islands = islands or islands_of(range(self.size))
+        self.island: Island = Alone(self.rank, self)
         self._client = client
         self._arena = arena
         self._timeout_s = timeout_s

@@ -5,7 +5,8 @@ Knows shards, slices, ranks and the order of sums; knows no Spark, no model, no 
 """
 
 from mizzle.collectives.communicator import Communicator
-from mizzle.collectives.exchange import Exchange, ExchangeLayout, Reduced
+from mizzle.collectives.exchange import Exchange, Reduced
+from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.slices import ALIGNMENT, Slice, slices
 from mizzle.collectives.tree import Node, cover
 from mizzle.collectives.wire import Wire

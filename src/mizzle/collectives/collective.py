@@ -21,6 +21,8 @@ from mizzle.errors import CollectiveMismatch, CollectiveTimeout, MizzleError, Pe
 
 _log = logging.getLogger(__name__)
 _MISMATCH = CollectiveMismatch.__name__ + ": "
+OPS = 64
+"""Ops of an iteration; from here on their numbers stand for the rounds and buckets of an exchange."""
 
 
 class Said(NamedTuple):
@@ -87,17 +89,31 @@ class Collective:
 
     def put(
         self, kind: Kind, payload: Span | None, *, to: tuple[int, ...], dtype: DType = DType.RAW, meta: bytes = b"",
-        slice_: int, part: int = 0,
+        slice_: int, part: int = 0, number: int = 0,
     ) -> None:  # fmt: skip
-        """Publish a block of this collective to ``to``; see `BlockStore.put`. An empty payload is none."""
+        """Publish a block of this collective to ``to``; see `BlockStore.put`. An empty payload is none.
+
+        ``number`` tells apart what bears the same name otherwise: rounds and buckets.
+        """
         if not to:
             return
-        block = self._block(kind, slice_, self.store.rank, part)
+        block = self._block(kind, slice_, self.store.rank, part, number)
         self.store.put(block, payload if payload and payload.length else None, meta=meta, dtype=dtype, to=to)
 
-    def fetch(self, kind: Kind, into: Span | None, *, slice_: int, source: int, part: int = 0) -> Pending:
-        """Ask for a block of this collective; see `BlockStore.fetch`. An empty ``into`` is none."""
-        return self.store.fetch(self._block(kind, slice_, source, part), into if into and into.length else None)
+    def fetch(
+        self, kind: Kind, into: Span | None, *, slice_: int, source: int, part: int = 0, number: int = 0
+    ) -> Pending:
+        """Ask for a block of this collective; see `BlockStore.fetch` and `put`. An empty ``into`` is none."""
+        return self.store.fetch(self._block(kind, slice_, source, part, number), into if into and into.length else None)
+
+    def round_op(self, number: int) -> int:
+        """The op under which something of this number goes."""
+        return self.op + OPS * number
+
+    @property
+    def deadline(self) -> Deadline:
+        """Of the wait under way."""
+        return self._deadline
 
     def tell(
         self, rest: bytes = b"", *, payload_for: Callable[[int], Span | None] | None = None, dtype: DType = DType.RAW
@@ -147,8 +163,8 @@ class Collective:
         signatures = {rank: signature for rank, (_, _, signature) in heard.items()}
         signatures[self.store.rank] = self.signature
         for rank, error in refused.items():
-            signatures[rank] = unpack(error.meta)[0] if error.meta else Signature(f"unknown ({error})")
-        check_agree([signatures[rank] for rank in range(self.store.size)], str(self))
+            signatures[rank] = _signature_in(error)
+        check_agree(dict(sorted(signatures.items())), str(self))
         for error in refused.values():
             raise error
         return heard
@@ -178,7 +194,7 @@ class Collective:
         if all(message[:stop] == head for message in by_rank):
             return [Said(self.signature, message[stop:]) for message in by_rank]
         said = [Said(*unpack(bytes(message))) for message in by_rank]
-        check_agree([one.signature for one in said], str(self))
+        check_agree({rank: one.signature for rank, one in enumerate(said)}, str(self))
         return said
 
     def _nothing(self, rank: int) -> Fetched:
@@ -198,9 +214,33 @@ class Collective:
             raise error
         return fetched
 
-    def _block(self, kind: Kind, slice_: int, source: int, part: int) -> BlockId:
-        store = self.store
-        return BlockId(store.run, store.generation, self.iteration, self.op, kind, slice_, source, part)
+    def await_messages(self, pending: Mapping[int, Pending]) -> dict[int, bytes]:
+        """Wait for messages without payload, one of each of several ranks, that begin with its signature.
+
+        Raises:
+            CollectiveMismatch: a rank made another call, and sent numbers: both calls are named.
+            CollectiveTimeout: names the ranks that are missing.
+        """
+        fetched, refused = self._await(pending)
+        if refused:
+            said = {rank: _signature_in(error) for rank, error in refused.items()}
+            said |= {rank: unpack(block.meta)[0] for rank, block in fetched.items()}
+            check_agree(dict(sorted((said | {self.store.rank: self.signature}).items())), str(self))
+            raise next(iter(refused.values()))
+        return {rank: block.meta for rank, block in fetched.items()}
+
+    def check_complete(self, missing: Sequence[int]) -> None:
+        """Give up when ranks are missing.
+
+        Raises:
+            CollectiveTimeout: names them.
+        """
+        if missing:
+            self._give_up(missing)
+
+    def _block(self, kind: Kind, slice_: int, source: int, part: int, number: int = 0) -> BlockId:
+        store, op = self.store, self.round_op(number)
+        return BlockId(store.run, store.generation, self.iteration, op, kind, slice_, source, part)
 
     def _await(self, pending: Mapping[int, Pending]) -> tuple[dict[int, Fetched], dict[int, CollectiveMismatch]]:
         fetched: dict[int, Fetched] = {}
@@ -235,6 +275,11 @@ def check_length(block: Fetched, num_bytes: int) -> None:
         raise CollectiveMismatch(
             f"{block.header.block} holds {block.header.payload_bytes} bytes where {num_bytes} were agreed"
         )
+
+
+def _signature_in(error: CollectiveMismatch) -> Signature:
+    """What the rank called whose block was refused."""
+    return unpack(error.meta)[0] if error.meta else Signature(f"unknown ({error})")
 
 
 def _swap(pair: tuple[Signature, bytes]) -> tuple[bytes, Signature]:

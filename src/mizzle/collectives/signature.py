@@ -59,26 +59,27 @@ def shape_of(text: str) -> tuple[int, ...]:
     return () if text == "scalar" else tuple(int(dim) for dim in text.split("x"))
 
 
-def check_agree(by_rank: Sequence[Signature], where: str) -> None:
+def check_agree(by_rank: Mapping[int, Signature], where: str) -> None:
     """Refuse ranks that call different things.
 
     Args:
-        by_rank: every rank's signature.
+        by_rank: the signatures of some ranks or all, in their order.
         where: which collective this is about, for the message.
 
     Raises:
         CollectiveMismatch: names the ranks with each of the signatures. Every rank must make the same calls, in the
             same order, with the same arguments.
     """
-    if all(signature == by_rank[0] for signature in by_rank):
+    signatures = set(by_rank.values())
+    if len(signatures) <= 1:
         return
-    agree = len({signature.call for signature in by_rank}) == 1
+    agree = len({signature.call for signature in signatures}) == 1
     seen: dict[str, str] = {}
-    for signature in by_rank if agree else ():
+    for signature in signatures if agree else ():
         agree = agree and all(seen.setdefault(name, value) == value for name, value in signature.fields.items())
     if not agree:
         ranks_of: dict[str, list[int]] = {}
-        for rank, signature in enumerate(by_rank):
+        for rank, signature in by_rank.items():
             ranks_of.setdefault(signature.text, []).append(rank)
         said = "; ".join(
             f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}: {text}"

@@ -22,12 +22,14 @@ def over_span(span: Span, dtype: torch.dtype) -> torch.Tensor:
     return over_region(span.region, dtype, span.length // dtype.itemsize, span.offset)
 
 
-def over_payload(payload: memoryview, dtype: torch.dtype) -> torch.Tensor:
-    """A tensor over bytes that must only be read.
+def over_payload(payload: memoryview, dtype: torch.dtype, count: int | None = None) -> torch.Tensor:
+    """A tensor over bytes that must only be read: all of them, or the first ``count`` elements.
 
     torch has no read-only tensors, and warns of a buffer that is one; so the address is handed over instead. The
     tensor keeps the memory alive.
     """
+    if count is not None:
+        payload = payload[: count * dtype.itemsize]
     if len(payload) == 0:
         return torch.empty(0, dtype=dtype)
     return torch.from_numpy(np.asarray(_Address(payload))).view(dtype)

@@ -181,7 +181,7 @@ def test_misuse_is_refused_by_name() -> None:
 
 
 def routed(first: BlockStore, routes: Sequence[BlockStore | None]) -> RoutedStore:
-    return RoutedStore(first, {rank: store for rank, store in enumerate(routes) if store is not None})
+    return RoutedStore(first, {rank: store for rank, store in enumerate(routes) if store is not None}, first.islands)
 
 
 def test_a_board_is_had_by_ranks_of_one_host_only() -> None:

@@ -42,5 +42,5 @@ def test_an_abort_reaches_every_store_the_shared_one_first(near: type[Telling]) 
         store.__class__ = kind
         store.told = told  # type: ignore[attr-defined]
     with pytest.raises(BridgeLost):
-        RoutedStore(first, {1: second}).abort("coffee")
+        RoutedStore(first, {1: second}, ((0,), (1,))).abort("coffee")
     assert told == [f"{near.__name__}: coffee", "Blocks: coffee"]

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 import torch
 
@@ -23,11 +26,20 @@ def present(shard: int, iteration: int) -> bool:
     return (shard + iteration) % 3 != 0 and iteration != ITERATIONS - 1
 
 
-def weights_after(layout: ExchangeLayout, wire: Wire = Wire.FP32, *, in_place: bool = False) -> list[torch.Tensor]:
+def add_to_master(exchange: Exchange, total: torch.Tensor) -> None:
+    """What stands for an optimizer."""
+    for master, part in zip(exchange.master, total.split([len(own) for own in exchange.owned]), strict=True):
+        master += part
+
+
+def weights_after(
+    layout: ExchangeLayout, wire: Wire = Wire.FP32, *, in_place: bool = False,
+    islands: tuple[tuple[int, ...], ...] | None = None, how: Mapping[str, Any] | None = None,
+) -> list[torch.Tensor]:  # fmt: skip
     """Every rank's weights after some iterations of adding the sum of gradients."""
 
     def rank(store: BlockStore) -> torch.Tensor:
-        exchange = Exchange(store, layout, wire=wire, timeout_s=20)
+        exchange = Exchange(store, layout, wire=wire, timeout_s=20, **(how or {}))
         for iteration in range(ITERATIONS):
             active: list[Node] = []
             for node in exchange.nodes:
@@ -40,12 +52,12 @@ def weights_after(layout: ExchangeLayout, wire: Wire = Wire.FP32, *, in_place: b
             exchange.publish(iteration, 0, active=active, meta=b"m%d" % store.rank)
             reduced = exchange.reduce()
             assert reduced.metas == [b"m%d" % r for r in range(store.size)]
-            exchange.weights[exchange.slice.start : exchange.slice.stop] += reduced.total
+            add_to_master(exchange, reduced.total)
             exchange.gather()
         return exchange.weights.clone()
 
     size = len(layout.shards_of_rank)
-    return run_ranks(size, rank, stores=memory_stores(size, in_place=in_place))
+    return run_ranks(size, rank, stores=memory_stores(size, in_place=in_place, islands=islands))
 
 
 PLACEMENTS = [
@@ -85,7 +97,7 @@ def test_contributions_and_weights_lie_in_named_regions() -> None:
     exchange = Exchange(store, ExchangeLayout(10, 3, ((0, 1, 2),)), wire=Wire.FP32, timeout_s=1)
     exchange.weights[0] = 1.5
     exchange.contribution(exchange.nodes[0])[1] = 2.5
-    assert torch.frombuffer(store.region("weights", 40).buffer, dtype=torch.float32)[0] == 1.5
+    assert torch.frombuffer(store.region("shared.weights", 40).buffer, dtype=torch.float32)[0] == 1.5
     assert torch.frombuffer(store.region("gradients.0", 40).buffer, dtype=torch.float32)[1] == 2.5
 
 
@@ -94,8 +106,11 @@ def test_another_vector_can_be_gathered_in_place_of_the_weights() -> None:
         exchange = Exchange(store, ExchangeLayout(5000, 2, ((0,), (1,))), wire=Wire.FP32, timeout_s=10)
         exchange.contribution(exchange.nodes[0]).fill_(store.rank + 1.0)
         exchange.publish(0, 0, active=exchange.nodes, meta=b"")
-        reduced = exchange.vector("reduced")
-        reduced[exchange.slice.start : exchange.slice.stop] = exchange.reduce().total
+        reduced = exchange.shared_vector("reduced")
+        total, at = exchange.reduce().total, 0
+        for own in exchange.owned:
+            reduced[own.start : own.stop] = total[at : at + len(own)]
+            at += len(own)
         exchange.gather("reduced")
         assert not exchange.weights.any()
         return reduced.clone()
@@ -118,4 +133,4 @@ def test_blocks_of_past_iterations_do_not_pile_up() -> None:
                 held.append(store._fabric.num_blocks())  # type: ignore[attr-defined]
 
     run_ranks(2, rank)
-    assert max(held) <= 2 * 2 * 3
+    assert max(held) <= 2 * 2 * 4

@@ -171,6 +171,6 @@ def test_signatures_survive_packing_and_unknown_fields_agree_with_all() -> None:
     assert unpack(signature.pack(b"rest")) == (signature, b"rest")
     assert signature.text == "broadcast root=1 shape=3x4"
     assert [shape_of(shape_text(shape)) for shape in ((), (0,), (3, 4))] == [(), (0,), (3, 4)]
-    check_agree([signature, Signature.of("broadcast", root=1)], "here")
+    check_agree({0: signature, 1: Signature.of("broadcast", root=1)}, "here")
     with pytest.raises(CollectiveMismatch, match="rank 0: broadcast root=1 shape=3x4; rank 1: broadcast root=2"):
-        check_agree([signature, Signature.of("broadcast", root=2)], "here")
+        check_agree({0: signature, 1: Signature.of("broadcast", root=2)}, "here")
