@@ -86,8 +86,8 @@ def play(
 def _note(run: str, record: GroupRecord) -> None:
     _log.info(
         "run=%s iterations=%d-%d epoch=%d loss=%g K=%d cut=%r wall_s=%.3f launch_s=%.3f wait_s=%.3f compute_s=%.3f "
-        "exchange_s=%.3f update_s=%.3f boundary_s=%.3f driver_cpu_s=%.3f decision=%r",
+        "exchange_s=%.3f hidden_s=%.3f update_s=%.3f boundary_s=%.3f driver_cpu_s=%.3f decision=%r",
         run[:4], record.first, record.stop - 1, record.epoch, record.loss, record.size, record.cut, record.wall_s,
-        record.launch_s, record.wait_s, record.compute_s, record.exchange_s, record.update_s, record.boundary_s,
-        record.driver_cpu_s, record.decision,
+        record.launch_s, record.wait_s, record.compute_s, record.exchange_s, record.hidden_s, record.update_s,
+        record.boundary_s, record.driver_cpu_s, record.decision,
     )  # fmt: skip

@@ -165,7 +165,7 @@ class FlatParameters:
 
     def versions(self) -> list[int]:
         """How often each parameter was written to in place; for `check_unwritten`."""
-        return [parameter._version for parameter in self._parameters]
+        return [parameter._version for parameter in self._parameters]  # noqa: SLF001 - torch names it nowhere else
 
     def check_unwritten(self, versions: Sequence[int]) -> None:
         """Make sure that forward and backward only read parameters: a peer on this host may be reading them as well.
