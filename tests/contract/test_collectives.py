@@ -112,7 +112,7 @@ def test_an_exchange_gives_every_rank_the_same_weights(open_ranks: Open, wire: W
             for master, part in zip(
                 exchange.master, reduced.total.split([len(own) for own in exchange.owned]), strict=True
             ):
-                master += part
+                master.add_(part)
             exchange.gather()
         exchange.share(iterations, 0, b"")
         return bytes(exchange.weights.numpy().tobytes())

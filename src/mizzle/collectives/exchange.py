@@ -3,8 +3,8 @@
 Works on the memory where gradients and weights live. Ranks that see each other's memory (an island) read each other's
 gradients and share one copy of the weights; islands send each other one contribution a node, bucket after bucket.
 Between `reduce` and `gather` the caller updates its ranges of the weights (BigDL's parameter manager). It never touches
-values itself, knows no optimizer, and never waits without a deadline. ``docs/collectives.md`` counts steps, messages and
-bytes.
+values itself, knows no optimizer, and never waits without a deadline. Steps, messages and bytes are counted in
+``docs/collectives.md``.
 
 Memory: the vectors are single-buffered. When `gather` returns, all readers have reduced, so contributions may be
 written again. When the next `reduce` returns, all ranks have computed, so the weights may be.
@@ -92,9 +92,10 @@ class Exchange:
         Args:
             store: the door to the peers; every rank makes its exchange at the same time.
             layout: the same on all ranks.
-            wire: element type of contributions between islands; sums are fp32 always.
-            weights_wire: element type of weights between islands. With 16 bits all ranks compute with the rounded
-                weights; the owners keep fp32. Where nothing travels nothing is rounded.
+            wire: element type of contributions between islands; sums are fp32 always. Where nothing travels nothing is
+                rounded.
+            weights_wire: element type of weights between islands. With 16 bits all ranks compute with rounded weights,
+                wherever they are, so that the bits do not depend on it; the owners keep fp32.
             error_feedback: whether what ``wire`` rounds away is added to the next contribution.
             timeout_s: seconds each waiting phase may take, a slow peer's compute included.
             timeline: where to note what took how long.
@@ -111,7 +112,7 @@ class Exchange:
         self._wire, self._timeout_s, self._timeline = wire, timeout_s, timeline
         self._routes = Routes(layout, store.islands, store.rank)
         self.crosses_hosts = len(store.islands) > 1
-        self._weights_wire = weights_wire if self.crosses_hosts else Wire.FP32
+        self._weights_wire = weights_wire
         self.owned = layout.owned(store.rank)
         self.buckets = layout.buckets
         self.nodes = layout.nodes(store.rank)

@@ -29,7 +29,7 @@ def present(shard: int, iteration: int) -> bool:
 def add_to_master(exchange: Exchange, total: torch.Tensor) -> None:
     """What stands for an optimizer."""
     for master, part in zip(exchange.master, total.split([len(own) for own in exchange.owned]), strict=True):
-        master += part
+        master.add_(part)
 
 
 def weights_after(
