@@ -12,7 +12,7 @@ written again. When the next `reduce` returns, all ranks have computed, so the w
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -131,6 +131,8 @@ class Exchange:
             "exchange", elements=layout.num_elements, alignment=layout.alignment, bucket=len(self.buckets[0]),
             shards=layout.num_shards, wire=wire.value, weights_wire=weights_wire.value, placement=f"{placement:08x}",
         )  # fmt: skip
+        self._total = torch.zeros(sum(map(len, self.owned)))
+        self._totals = self._total.split([len(own) for own in self.owned])
         self._ahead: Ahead | None = None
         self._collective: Collective | None = None
         self.master = self._masters()
@@ -174,7 +176,7 @@ class Exchange:
             "weights": shared * whole // len(self._routes.island),
             "gradients": len(self.nodes) * whole,
             "private": (len(self._vectors) - shared - len(self.nodes)) * whole,
-            "reduced": self._reducing.total.nbytes,
+            "reduced": self._total.nbytes,
             "master": sum(one.nbytes for one in self.master) if self._weights_wire is not Wire.FP32 else 0,
             "incoming": self._window.num_bytes + self._gathering.num_bytes,
             "errors": self._outgoing.error_bytes,
@@ -197,7 +199,7 @@ class Exchange:
         def work(ahead: Ahead) -> list[bytes]:
             with collective:
                 self._reducing.begin(collective, opening)
-                return self._reducing.run(ahead)
+                return self._reducing.run(self._totals, ahead)
 
         self._ahead = Ahead(self._timeout_s)
         self._ahead.start(work)
@@ -240,6 +242,11 @@ class Exchange:
             CollectiveTimeout: names the ranks that are missing.
             PeerLost: a peer is gone: run the group again.
         """
+        metas, hidden_s = self._reduce(self._totals)
+        return Reduced(self._total, metas, hidden_s)
+
+    def _reduce(self, into: Sequence[torch.Tensor]) -> tuple[list[bytes], float]:
+        """Into a tensor for each own range; all metas, and the hidden seconds."""
         collective = self._current()
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
@@ -247,10 +254,30 @@ class Exchange:
         else:
             with collective:
                 collective.rearm(self._timeout_s)
-                metas, hidden_s = self._reducing.run(), 0.0
+                metas, hidden_s = self._reducing.run(into), 0.0
         # All peers have sent this round, so they have finished with everything before it.
         self._store.drop(collective.iteration, collective.op)
-        return Reduced(self._reducing.total, metas, hidden_s)
+        return metas, hidden_s
+
+    def all_reduce(self, iteration: int, op: int, vector: str = "sum") -> torch.Tensor:
+        """All phases for a plain sum: what all ranks contribute, added up, in a shared vector.
+
+        Nothing is copied where ranks see each other's memory: contributions are read where they lie, and every rank
+        writes its ranges of the sum where all read it.
+
+        Args:
+            iteration: as in `publish`.
+            op: as in `publish`.
+            vector: name of the `shared_vector` to leave the sum in.
+
+        Returns:
+            (M,) fp32: only to be read, and written again by this rank's next call.
+        """
+        values = self.shared_vector(vector)
+        self.publish(iteration, op, active=self.nodes, meta=b"")
+        self._reduce([values[own.start : own.stop] for own in self.owned])
+        self.gather(vector)
+        return values
 
     def share(self, iteration: int, op: int, payload: bytes) -> list[bytes]:
         """A tiny all-gather.

@@ -43,9 +43,6 @@ class Reducing:
         window: where arrives what is fetched.
         own: region and (M,) fp32 vector of each of the own nodes.
         timeline: notes what took how long.
-
-    Attributes:
-        total: (sum of len(owned),) fp32, the own ranges behind each other, after `run`.
     """
 
     def __init__(
@@ -60,7 +57,6 @@ class Reducing:
         self._cuts = [layout.cuts(bucket) for bucket in layout.buckets]
         self._peers: dict[tuple[int, int], tuple[bytes, torch.Tensor]] = {}
         self._told = 0
-        self.total = torch.zeros(0)
 
     def begin(self, collective: Collective, opening: Opening) -> None:
         """Tell the peers; without an island to wait for, send everything that is final. Waits for nobody."""
@@ -69,8 +65,6 @@ class Reducing:
         self._opening, self._packed = opening, opening.pack()
         self._sent = 0
         self._base = self._told
-        if not self.total.numel():
-            self.total = torch.zeros(sum(len(cuts[self._rank]) for cuts in self._cuts))
         self._rounds.tell_island(self._packed, OPENING)
         if opening.is_final:
             self._tell(len(self._cuts))
@@ -79,10 +73,11 @@ class Reducing:
             if opening.is_final:
                 self._send_up_to(len(self._cuts))
 
-    def run(self, ahead: Ahead | None = None) -> list[bytes]:
-        """All the rest of the phase: `total` afterwards, and the metas of all ranks.
+    def run(self, into: Sequence[torch.Tensor], ahead: Ahead | None = None) -> list[bytes]:
+        """All the rest of the phase; the metas of all ranks.
 
         Args:
+            into: for each own range (len,) fp32, overwritten with the sum over all active nodes.
             ahead: tells which buckets are final, where `begin` was called before they were.
         """
         if len(self._routes.island) > 1:
@@ -94,6 +89,7 @@ class Reducing:
         abroad: dict[int, Opening] | None = None
         count, asked = len(self._cuts), 0
         depth = min(2, self._window.depth) if ahead else self._window.depth
+        targets = list(into)
         for turn in range(count):
             while asked < min(count, turn + depth):
                 self._await_final(asked, ahead)
@@ -105,7 +101,7 @@ class Reducing:
             begun = time.perf_counter()
             if abroad is None:  # nothing is summed before it is sure that all make the same call
                 abroad = self._hear_abroad()
-            self._reduce(turn, pending.popleft())
+            self._reduce(turn, pending.popleft(), targets)
             self._note(begun, ahead)
         return self._metas(abroad or {}, ahead)
 
@@ -195,8 +191,8 @@ class Reducing:
         self._check({**self._openings, **openings})
         return openings
 
-    def _reduce(self, turn: int, pending: Sequence[Pending]) -> None:
-        """Add up the own range of a bucket."""
+    def _reduce(self, turn: int, pending: Sequence[Pending], targets: list[torch.Tensor]) -> None:
+        """Add up the own range of a bucket; the last of the targets is its."""
         number = self._number(turn)
         cut = self._cuts[number][self._rank]
         if not len(cut):
@@ -209,8 +205,7 @@ class Reducing:
                 source = self._checked(self._collective.await_all({parcel.sender: fetch})[parcel.sender], len(cut))
                 if source is not None:
                     sources[parcel.node] = source
-            start = sum(len(cuts[self._rank]) for cuts in self._cuts[:number])
-            self._combiner.combine(sources, self.total[start : start + len(cut)])
+            self._combiner.combine(sources, targets.pop())
 
     def _checked(self, block: Fetched, count: int) -> torch.Tensor | None:
         """A contribution from another island; None when it is absent."""

@@ -98,6 +98,23 @@ def test_ranks_that_announce_buckets_early_meet_ranks_that_do_not(islands: Islan
     assert all(torch.equal(one, plain) for one in found)
 
 
+@pytest.mark.parametrize("islands", [((0, 1, 2),), ((0, 2), (1,)), ((0,), (1,), (2,))], ids=str)
+def test_a_plain_sum_lies_where_all_ranks_of_an_island_read_it(islands: Islands) -> None:
+    layout = ExchangeLayout(30_000, 3, ((0,), (1,), (2,)), stripe=6 * 1024)
+
+    def rank(store: BlockStore) -> int:
+        exchange = Exchange(store, layout, wire=Wire.FP32, timeout_s=20)
+        for iteration in range(5):
+            exchange.contribution(exchange.nodes[0]).fill_(10.0**store.rank + iteration)
+            total = exchange.all_reduce(iteration, 0)
+            assert (total == 111.0 + 3 * iteration).all()
+        exchange.share(5, 0, b"")
+        return total.data_ptr()
+
+    found = run_ranks(3, rank, stores=memory_stores(3, in_place=True, islands=islands))
+    assert len(set(found)) == len(islands)
+
+
 @pytest.mark.parametrize("islands", [((0, 1),), ((0,), (1,))], ids=str)
 def test_buckets_are_reduced_before_the_ranks_have_published(islands: Islands) -> None:
     layout = ExchangeLayout(40_000, 2, ((0,), (1,)), stripe=8 * 1024)
@@ -110,7 +127,7 @@ def test_buckets_are_reduced_before_the_ranks_have_published(islands: Islands) -
         for bucket in (last, last - 1):
             exchange.announce(bucket)
         at = sum(map(len, exchange.owned[:last]))
-        assert eventually(lambda: bool((exchange._reducing.total[at:] == 2.0).all()), within_s=20)
+        assert eventually(lambda: bool((exchange._total[at:] == 2.0).all()), within_s=20)
         exchange.publish(0, 0, active=exchange.nodes, meta=b"")
         reduced = exchange.reduce()
         assert (reduced.total == 2.0).all()
