@@ -140,16 +140,25 @@ class Network:
         self._remove()
 
     def start(
-        self, host: Host, command: Sequence[str], *, log: Path, env: Mapping[str, str], own_processes: bool = True
-    ) -> subprocess.Popen[bytes]:
+        self, host: Host, command: Sequence[str], *, log: Path, env: Mapping[str, str], own_processes: bool = True,
+        is_heard: bool = False,
+    ) -> subprocess.Popen[bytes]:  # fmt: skip
         """Start a process on a host; it ends with the network at the latest.
 
         A signal from the terminal does not reach it: who made the network ends it.
+
+        Args:
+            host: where.
+            command: with its arguments.
+            log: takes what it writes.
+            env: its environment.
+            own_processes: as in `Host.command`.
+            is_heard: whether its standard output goes to ours instead of the log.
         """
         with log.open("ab") as stream:
             process = subprocess.Popen(
                 host.command(command, own_processes=own_processes), env=dict(env), start_new_session=True,
-                stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
+                stdin=subprocess.DEVNULL, stdout=None if is_heard else stream, stderr=stream,
             )  # fmt: skip
         self._processes.append(process)
         return process
