@@ -1,28 +1,30 @@
 """All-reduce over a network: a standalone Spark on hosts with links of 100 Mbit/s or 1 Gbit/s, all on one machine.
 
     sudo python benchmarks/network.py --hosts 2,4,8 --rates 1000 --sizes 28MB --json network.json
+    sudo python benchmarks/network.py --hosts 2 --executors 4 --transport auto --systems mizzle,gloo
     sudo python benchmarks/network.py clean
 
-Hosts are network namespaces (`hosts.py`): the driver's, with Spark's master, and N with a worker of one executor and
-one slot each. Needs root, ``ip``, ``tc`` and ``unshare`` (apt-get install iproute2 util-linux); without them it says
-so and does nothing. All it makes it removes, also when it is interrupted; ``clean`` removes what was left by one that
-was killed.
+Hosts are network namespaces (`hosts.py`): the driver's, with Spark's master, and N with a worker and ``--executors``
+executors (one) of one slot each, every one a rank. Needs root, ``ip``, ``tc`` and ``unshare`` (apt-get install iproute2
+util-linux); without them it says so and does nothing. All it makes it removes, also when it is interrupted; ``clean``
+removes what was left by one that was killed.
 
 Systems: ``mizzle`` (ctx.all_reduce) and ``mizzle_bf16`` between ranks on different hosts, each series one group of
 iterations; ``gloo`` within the same tasks; ``torch_distributor``: gloo in the processes that PySpark's TorchDistributor
 starts on the same executors; ``tree_reduce``: RDD.treeReduce and a broadcast of the sum, timed at the driver, making
 the arrays included. Every result is compared with the exact sum, outside the timed part.
 
-Records: {system, hosts, bytes, wire, rate_mbit, goodput_mbit, median_s, p95_s, bound_s, ratio_to_bound,
+Records: {system, hosts, ranks, bytes, wire, rate_mbit, goodput_mbit, median_s, p95_s, bound_s, ratio_to_bound,
 driver_bytes_per_iteration, driver_idle_bytes_per_s, host_cpu_s, repeats, verified}, where
 
 - ``goodput_mbit`` is B, what one TCP connection carries from host to host, measured just before;
-- ``bound_s`` is 2 (N-1)/N * M / B, with M in fp32 whatever travels: a 16-bit wire may take half of it;
+- ``bound_s`` is 2 (N-1)/N * M / B: what a host must send and receive if its ranks' arrays are added up before. M is
+  in fp32 whatever travels: a 16-bit wire may take half of it;
 - ``driver_bytes_per_iteration`` are bytes into and out of the driver's host, Spark's master included, from the
   counters of its link: of the whole series, launch and warm-up included, less what passes in that time when nothing
   happens (``driver_idle_bytes_per_s``, measured apart), divided by all iterations;
-- ``host_cpu_s`` are CPU seconds of an iteration on one host, mean over hosts and iterations: of the rank's process and
-  its executor's JVM. For ``tree_reduce``: of all processes of the host, checks included.
+- ``host_cpu_s`` are CPU seconds of an iteration on one host, mean over hosts and iterations: of the ranks' processes
+  and their executors' JVMs. For ``tree_reduce``: of all processes of the host, checks included.
 """
 
 from __future__ import annotations
@@ -53,7 +55,7 @@ SPARK_HOME = Path(pyspark.__file__).parent
 HERE = Path(__file__).resolve().parent
 _PORT = 7077
 _START_S = 120.0
-_MAX_HOSTS = 8
+_MAX_RANKS = 8
 """Up to there the sums of the 16-bit wire are exact."""
 _LOG_TAIL = 4000
 
@@ -98,13 +100,14 @@ def start_daemon(network: Network, host: Host, class_name: str, arguments: Seque
         os.close(ended)
 
 
-def start_spark(network: Network, memory_mb: int) -> str:
-    """Start a standalone master on the driver's host and a worker of one slot on every other; returns its URL."""
+def start_spark(network: Network, executors: int, executor_mb: int) -> str:
+    """Start a standalone master on the driver's host and a worker on every other; returns its URL."""
     master = f"spark://{network.driver.address}:{_PORT}"
     start_daemon(network, network.driver, "Master", ["--port", str(_PORT)], "elected leader")
     for host in network.hosts:
         work = str(network.directory / f"work-{host.name}")
-        arguments = ["--cores", "1", "--memory", f"{memory_mb}m", "--work-dir", work, master]
+        room = ["--cores", str(executors), "--memory", f"{executors * executor_mb}m"]
+        arguments = [*room, "--work-dir", work, master]
         start_daemon(network, host, "Worker", arguments, "Successfully registered with master")
     return master
 
@@ -132,13 +135,13 @@ def measure(asked: argparse.Namespace, num_hosts: int) -> list[dict[str, Any]]:
     """All rates with one number of hosts; Spark's daemons stay, the application is a new one for each rate."""
     records = []
     with Network(num_hosts) as network:
-        url = start_spark(network, executor_mb(asked.sizes))
+        url = start_spark(network, asked.executors, executor_mb(asked.sizes))
         for rate in asked.rates:
             network.shape(rate)
             plan = Plan(
                 master=url, address=network.driver.address, namespaces=[host.namespace for host in network.hosts],
-                directory=str(network.directory), rate_mbit=rate, goodput_mbit=network.goodput_mbit(),
-                sizes=asked.sizes, systems=asked.systems, transport=asked.transport, repeats=asked.repeats,
+                executors=asked.executors, directory=str(network.directory), rate_mbit=rate,
+                goodput_mbit=network.goodput_mbit(), sizes=asked.sizes, systems=asked.systems, transport=asked.transport, repeats=asked.repeats,
                 warmup=asked.warmup, idle_s=asked.idle,
             )  # fmt: skip
             print(f"{num_hosts} hosts, links of {rate:g} Mbit/s: TCP carries {plan.goodput_mbit:.1f}", flush=True)
@@ -153,16 +156,28 @@ def tail(log: Path) -> str:
 
 def show(records: Sequence[Mapping[str, Any]]) -> None:
     """Print the records for people."""
-    columns = ("hosts", "Mbit/s", "bytes", "system", "wire", "median ms", "p95 ms", "/ bound", "driver B/it", "CPU ms")
+    columns = (
+        "hosts",
+        "ranks",
+        "Mbit/s",
+        "bytes",
+        "system",
+        "wire",
+        "median ms",
+        "p95 ms",
+        "/ bound",
+        "driver B/it",
+        "CPU ms",
+    )
     print(" ".join(f"{name:>{12 if name != 'system' else 18}}" for name in (*columns, "exact")))
     for record in records:
         cells = (
-            record["hosts"], f"{record['rate_mbit']:g}", format_size(record["bytes"]), record["system"],
-            record["wire"], f"{1e3 * record['median_s']:.1f}", f"{1e3 * record['p95_s']:.1f}",
+            record["hosts"], record["ranks"], f"{record['rate_mbit']:g}", format_size(record["bytes"]),
+            record["system"], record["wire"], f"{1e3 * record['median_s']:.1f}", f"{1e3 * record['p95_s']:.1f}",
             f"{record['ratio_to_bound']:.2f}", f"{record['driver_bytes_per_iteration']:.0f}",
             f"{1e3 * record['host_cpu_s']:.1f}", "yes" if record["verified"] else "NO",
         )  # fmt: skip
-        print(" ".join(f"{cell:>{12 if at != 3 else 18}}" for at, cell in enumerate(cells)))
+        print(" ".join(f"{cell:>{12 if at != 4 else 18}}" for at, cell in enumerate(cells)))
 
 
 def parsed() -> argparse.Namespace:
@@ -174,6 +189,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("what", nargs="?", default="measure", choices=("measure", "clean"))
     parser.add_argument("--hosts", default="4", help="comma-separated numbers of hosts")
+    parser.add_argument("--executors", type=int, default=1, help="ranks on each host, every one an executor")
     parser.add_argument("--rates", default="1000", help="comma-separated rates of the links, Mbit/s")
     parser.add_argument("--sizes", default="28MB", help="comma-separated sizes of a rank's array: B, KB, MB")
     parser.add_argument("--systems", default=",".join(SYSTEMS), help="who takes part, comma-separated")
@@ -187,8 +203,10 @@ def parsed() -> argparse.Namespace:
     asked.rates = [float(rate) for rate in listed(asked.rates)]
     asked.sizes = [parse_size(size) for size in listed(asked.sizes)]
     asked.systems = [one_of(name, SYSTEMS, "system") for name in listed(asked.systems)]
-    if not asked.hosts or not all(2 <= count <= _MAX_HOSTS for count in asked.hosts):
-        raise ConfigError(f"--hosts: give numbers from 2 to {_MAX_HOSTS}")
+    if not asked.hosts or min(asked.hosts) < 2 or asked.executors < 1:
+        raise ConfigError("--hosts must be at least 2, --executors at least 1")
+    if max(asked.hosts) * asked.executors > _MAX_RANKS:
+        raise ConfigError(f"--hosts times --executors must be at most {_MAX_RANKS}")
     if not asked.rates or min(asked.rates) < 1:
         raise ConfigError("--rates: give at least 1 Mbit/s")
     if not asked.sizes or any(size % 4 for size in asked.sizes):

@@ -44,6 +44,7 @@ class Plan:
         master: Spark's URL of it.
         address: of the driver's host.
         namespaces: of the other hosts.
+        executors: on each of them, with one rank each.
         directory: for files, of all hosts.
         rate_mbit: of every link, both ways.
         goodput_mbit: B, what TCP gets out of it.
@@ -58,6 +59,7 @@ class Plan:
     master: str
     address: str
     namespaces: list[str]
+    executors: int
     directory: str
     rate_mbit: float
     goodput_mbit: float
@@ -70,11 +72,16 @@ class Plan:
 
     @property
     def hosts(self) -> int:
-        """N: hosts with an executor, the driver's not counted."""
+        """N: hosts with ranks, so not the driver's."""
         return len(self.namespaces)
 
+    @property
+    def ranks(self) -> int:
+        """On all hosts together."""
+        return self.hosts * self.executors
+
     def bound_s(self, num_bytes: int) -> float:
-        """2 (N-1)/N * M / B: each host must send and receive that much, whatever the algorithm, in fp32."""
+        """2 (N-1)/N * M / B: each host must send and receive that much in fp32, whatever the algorithm."""
         return 2 * (self.hosts - 1) / self.hosts * num_bytes * 8 / 1e6 / self.goodput_mbit
 
 
@@ -85,7 +92,7 @@ def executor_mb(sizes: Sequence[int]) -> int:
 
 @contextmanager
 def application(plan: Plan) -> Iterator[SparkSession]:
-    """Spark with mizzle's settings, on executors of one slot, one on each host."""
+    """Spark with mizzle's settings, on executors of one slot, equally many on each host."""
     temporary = f"-Djava.io.tmpdir={plan.directory} -XX:-UsePerfData"
     conf = spark_conf({
         "spark.app.name": "mizzle network benchmark",
@@ -95,17 +102,17 @@ def application(plan: Plan) -> Iterator[SparkSession]:
         "spark.driver.bindAddress": plan.address,
         # All arrays of treeReduce meet in the driver: the limit of 1 GB is there to refuse just that.
         "spark.driver.maxResultSize": "0",
-        "spark.driver.memory": f"{1024 + 2 * (plan.hosts + 1) * math.ceil(max(plan.sizes) / _MB)}m",
+        "spark.driver.memory": f"{1024 + 2 * (plan.ranks + 1) * math.ceil(max(plan.sizes) / _MB)}m",
         "spark.driver.extraJavaOptions": temporary,
         "spark.executor.extraJavaOptions": temporary,
         "spark.executor.cores": "1",
         "spark.executor.memory": f"{executor_mb(plan.sizes)}m",
-        "spark.cores.max": str(plan.hosts),
+        "spark.cores.max": str(plan.ranks),
     })  # fmt: skip
     spark = SparkSession.builder.master(plan.master).config(map=conf).getOrCreate()
     try:
         deadline = Deadline.after(_START_S)
-        await_slots(spark.sparkContext, plan.hosts, deadline)
+        await_slots(spark.sparkContext, plan.ranks, deadline)
         await_bridges(spark.sparkContext, deadline)
         yield spark
     finally:
@@ -150,7 +157,7 @@ def idle_bytes_per_s(plan: Plan) -> float:
 
 def measure(plan: Plan) -> list[dict[str, Any]]:
     """Every system at every size."""
-    known = systems(plan.transport)
+    known = systems(plan.transport, plan.hosts)
     records = []
     with application(plan) as spark:
         idle = idle_bytes_per_s(plan)
@@ -159,7 +166,7 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
                 print(f"{plan.hosts} hosts, {plan.rate_mbit:g} Mbit/s, {num_bytes} bytes: {system.name} "
                       f"({system.wire})", flush=True)  # fmt: skip
                 before = Look.now(plan)
-                samples = system.run(spark, Series(num_bytes // 4, plan.warmup, plan.repeats), plan.hosts)
+                samples = system.run(spark, Series(num_bytes // 4, plan.warmup, plan.repeats), plan.ranks)
                 records.append(record(plan, system, num_bytes, samples, (before, Look.now(plan)), idle))
     return records
 
@@ -177,6 +184,7 @@ def record(
     return {
         "system": system.name,
         "hosts": plan.hosts,
+        "ranks": plan.ranks,
         "bytes": num_bytes,
         "wire": system.wire,
         "rate_mbit": plan.rate_mbit,

@@ -6,6 +6,7 @@ Executors import this module by name, so its folder must be on their PYTHONPATH.
 from __future__ import annotations
 
 import datetime as dt
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -37,7 +38,7 @@ class System:
     Attributes:
         name: as records have it.
         wire: what the values look like on their way.
-        run: runs a series with so many ranks, one on each host.
+        run: runs a series with so many ranks, equally many on each host.
     """
 
     name: str
@@ -56,17 +57,32 @@ class OnHosts:
         return context.host, self.body(context)
 
 
-def run_on_hosts(
-    body_of: Callable[[Series], Body], transport: Transport, spark: SparkSession, series: Series, ranks: int
-) -> Samples:
-    """A series as one group of mizzle's, a rank on each host.
+@dataclass(frozen=True, slots=True)
+class GroupOnHosts:
+    """Runs a series as one group of mizzle's, equally many ranks on each host.
 
-    Raises:
-        MizzleError: two ranks were on one host.
+    Attributes:
+        body_of: a rank's part in a series.
+        hosts: how many.
+        transport: between ranks, for mizzle's collectives.
     """
-    body = OnHosts(body_of(series))
-    found = run_group(spark, body, ranks=ranks, transport=transport, timeout_s=TIMEOUT_S)
-    return _on_as_many_hosts(found)
+
+    body_of: Callable[[Series], Body]
+    hosts: int
+    transport: Transport
+
+    def __call__(self, spark: SparkSession, series: Series, ranks: int) -> Samples:
+        """Run it.
+
+        Raises:
+            MizzleError: Spark spread the ranks otherwise.
+        """
+        body = OnHosts(self.body_of(series))
+        found = run_group(spark, body, ranks=ranks, transport=self.transport, timeout_s=TIMEOUT_S)
+        spread = Counter(host for host, _ in found)
+        if set(spread.values()) != {ranks // self.hosts} or len(spread) != self.hosts:
+            raise MizzleError(f"{ranks} ranks were not spread over {self.hosts} hosts: {dict(spread)}")
+        return slowest([samples for _, samples in found])
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +120,7 @@ def torch_distributor_rank(series: Series) -> Samples:
 def run_torch_distributor(_spark: SparkSession, series: Series, ranks: int) -> Samples:
     """A series by gloo as a user gets it: processes that TorchDistributor starts from a barrier job.
 
-    A barrier job has its tasks where Spark puts them, one a slot: so one on each host, where every host has one slot.
+    A barrier job has a task on every slot here, so they are spread as the executors are.
     """
     distributor = TorchDistributor(num_processes=ranks, local_mode=False, use_gpu=False)
     samples: Samples | None = distributor.run(torch_distributor_rank, series)
@@ -118,30 +134,24 @@ def run_tree_reduce(spark: SparkSession, series: Series, ranks: int) -> Samples:
     return spark_series(spark.sparkContext, "tree_reduce", series, ranks)
 
 
-def systems(transport: Transport) -> dict[str, System]:
+def systems(transport: Transport, hosts: int) -> dict[str, System]:
     """All that can take part, by the name on the command line.
 
     Args:
         transport: mizzle's way between ranks.
+        hosts: how many there are.
     """
 
-    def of_mizzle(wire: str) -> Run:
-        return partial(run_on_hosts, partial(MizzleSeries, wire=wire), transport)
+    def of_mizzle(wire: str) -> System:
+        return System("mizzle", wire, GroupOnHosts(partial(MizzleSeries, wire=wire), hosts, transport))
 
     return {
-        "mizzle": System("mizzle", "fp32", of_mizzle("fp32")),
-        "mizzle_bf16": System("mizzle", "bf16", of_mizzle("bf16")),
-        "gloo": System("gloo", "fp32", partial(run_on_hosts, partial(GlooSeries, one_host=False), "blocks")),
+        "mizzle": of_mizzle("fp32"),
+        "mizzle_bf16": of_mizzle("bf16"),
+        "gloo": System("gloo", "fp32", GroupOnHosts(partial(GlooSeries, one_host=False), hosts, "blocks")),
         "torch_distributor": System("torch_distributor", "fp32", run_torch_distributor),
         "tree_reduce": System("tree_reduce", "fp32", run_tree_reduce),
     }
 
 
-SYSTEMS = tuple(systems("blocks"))
-
-
-def _on_as_many_hosts(found: list[tuple[str, Samples]]) -> Samples:
-    hosts = [host for host, _ in found]
-    if len(set(hosts)) < len(hosts):
-        raise MizzleError(f"two ranks were on one host ({', '.join(hosts)}): these are no figures of a network")
-    return slowest([samples for _, samples in found])
+SYSTEMS = tuple(systems("blocks", 1))
