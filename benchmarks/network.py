@@ -141,8 +141,8 @@ def measure(asked: argparse.Namespace, num_hosts: int) -> list[dict[str, Any]]:
             plan = Plan(
                 master=url, address=network.driver.address, namespaces=[host.namespace for host in network.hosts],
                 executors=asked.executors, directory=str(network.directory), rate_mbit=rate,
-                goodput_mbit=network.goodput_mbit(), sizes=asked.sizes, systems=asked.systems, transport=asked.transport, repeats=asked.repeats,
-                warmup=asked.warmup, idle_s=asked.idle,
+                goodput_mbit=network.goodput_mbit(), sizes=asked.sizes, systems=asked.systems,
+                transport=asked.transport, repeats=asked.repeats, warmup=asked.warmup, idle_s=asked.idle,
             )  # fmt: skip
             print(f"{num_hosts} hosts, links of {rate:g} Mbit/s: TCP carries {plan.goodput_mbit:.1f}", flush=True)
             records += run_application(network, plan)
@@ -156,28 +156,27 @@ def tail(log: Path) -> str:
 
 def show(records: Sequence[Mapping[str, Any]]) -> None:
     """Print the records for people."""
-    columns = (
-        "hosts",
-        "ranks",
-        "Mbit/s",
-        "bytes",
-        "system",
-        "wire",
-        "median ms",
-        "p95 ms",
-        "/ bound",
-        "driver B/it",
-        "CPU ms",
-    )
-    print(" ".join(f"{name:>{12 if name != 'system' else 18}}" for name in (*columns, "exact")))
-    for record in records:
-        cells = (
-            record["hosts"], record["ranks"], f"{record['rate_mbit']:g}", format_size(record["bytes"]),
-            record["system"], record["wire"], f"{1e3 * record['median_s']:.1f}", f"{1e3 * record['p95_s']:.1f}",
-            f"{record['ratio_to_bound']:.2f}", f"{record['driver_bytes_per_iteration']:.0f}",
-            f"{1e3 * record['host_cpu_s']:.1f}", "yes" if record["verified"] else "NO",
-        )  # fmt: skip
-        print(" ".join(f"{cell:>{12 if at != 4 else 18}}" for at, cell in enumerate(cells)))
+    rows = [
+        {
+            "hosts": record["hosts"],
+            "ranks": record["ranks"],
+            "Mbit/s": f"{record['rate_mbit']:g}",
+            "bytes": format_size(record["bytes"]),
+            "system": record["system"],
+            "wire": record["wire"],
+            "median ms": f"{1e3 * record['median_s']:.1f}",
+            "p95 ms": f"{1e3 * record['p95_s']:.1f}",
+            "/ bound": f"{record['ratio_to_bound']:.2f}",
+            "driver B/it": f"{record['driver_bytes_per_iteration']:.0f}",
+            "CPU ms": f"{1e3 * record['host_cpu_s']:.1f}",
+            "exact": "yes" if record["verified"] else "NO",
+        }
+        for record in records
+    ]
+    table = [list(rows[0]), *([str(cell) for cell in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*table, strict=True)]
+    for line in table:
+        print("  ".join(cell.rjust(width) for cell, width in zip(line, widths, strict=True)))
 
 
 def parsed() -> argparse.Namespace:
