@@ -18,7 +18,6 @@ import select
 import shutil
 import signal
 import socket
-import statistics
 import subprocess
 import tempfile
 import time
@@ -47,7 +46,7 @@ _MIN_BURST_BYTES = 32 * 1024
 _PROBE_S = 0.7
 _PROBE_SKIPPED = 0.15
 """Part of a transfer that is not timed: TCP's slow start and what lies in the token bucket."""
-_PROBES = 3
+_PROBES = 5
 _PROBE_TIMEOUT_S = 60.0
 _END_S = 20.0
 
@@ -172,12 +171,16 @@ class Network:
                 _run("tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", *bucket)
 
     def goodput_mbit(self) -> float:
-        """What one TCP connection carries from a host to another, payload only: median over some pairs of hosts."""
+        """What one TCP connection carries from a host to another, payload only, in Mbit/s.
+
+        The best of some pairs: a machine that is busy with something else can only make it look less, and so make
+        everything that is compared with it look better.
+        """
         rate = max(1.0, self._rate_mbit())
         num_bytes = int(rate * 1e6 / 8 * _PROBE_S)
         ring = [*self.hosts, self.hosts[0] if len(self.hosts) > 1 else self.driver]
         pairs = [(ring[at % (len(ring) - 1)], ring[at % (len(ring) - 1) + 1]) for at in range(_PROBES)]
-        return statistics.median(_goodput_mbit(sender, receiver, num_bytes) for sender, receiver in pairs)
+        return max(_goodput_mbit(sender, receiver, num_bytes) for sender, receiver in pairs)
 
     def _rate_mbit(self) -> float:
         """As the kernel has it, of the first link."""

@@ -15,7 +15,7 @@ starts on the same executors; ``tree_reduce``: RDD.treeReduce and a broadcast of
 the arrays included. Every result is compared with the exact sum, outside the timed part.
 
 Records: {system, hosts, ranks, bytes, wire, rate_mbit, goodput_mbit, median_s, p95_s, bound_s, ratio_to_bound,
-driver_bytes_per_iteration, driver_idle_bytes_per_s, host_cpu_s, repeats, verified}, where
+driver_bytes_per_iteration, driver_bytes_per_launch, driver_idle_bytes_per_s, host_cpu_s, repeats, verified}, where
 
 - ``goodput_mbit`` is B, what one TCP connection carries from host to host, measured just before;
 - ``bound_s`` is 2 (N-1)/N * M / B: what a host must send and receive if its ranks' arrays are added up before. M is
@@ -23,6 +23,7 @@ driver_bytes_per_iteration, driver_idle_bytes_per_s, host_cpu_s, repeats, verifi
 - ``driver_bytes_per_iteration`` are bytes into and out of the driver's host, Spark's master included, from the
   counters of its link: of the whole series, launch and warm-up included, less what passes in that time when nothing
   happens (``driver_idle_bytes_per_s``, measured apart), divided by all iterations;
+- ``driver_bytes_per_launch`` are those of a series without iterations, just before: what more iterations share;
 - ``host_cpu_s`` are CPU seconds of an iteration on one host, mean over hosts and iterations: of the ranks' processes
   and their executors' JVMs. For ``tree_reduce``: of all processes of the host, checks included.
 """
@@ -168,6 +169,7 @@ def show(records: Sequence[Mapping[str, Any]]) -> None:
             "p95 ms": f"{1e3 * record['p95_s']:.1f}",
             "/ bound": f"{record['ratio_to_bound']:.2f}",
             "driver B/it": f"{record['driver_bytes_per_iteration']:.0f}",
+            "B/launch": f"{record['driver_bytes_per_launch']:.0f}",
             "CPU ms": f"{1e3 * record['host_cpu_s']:.1f}",
             "exact": "yes" if record["verified"] else "NO",
         }

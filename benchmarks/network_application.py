@@ -109,7 +109,7 @@ def application(plan: Plan) -> Iterator[SparkSession]:
         "spark.executor.memory": f"{executor_mb(plan.sizes)}m",
         "spark.cores.max": str(plan.ranks),
     })  # fmt: skip
-    spark = SparkSession.builder.master(plan.master).config(map=conf).getOrCreate()
+    spark = SparkSession.builder.master(plan.master).config(map=dict(conf)).getOrCreate()
     try:
         deadline = Deadline.after(_START_S)
         await_slots(spark.sparkContext, plan.ranks, deadline)
@@ -132,6 +132,10 @@ class Look:
     at_s: float
     driver_bytes: int
     hosts_cpu_s: float
+
+    def passed_since(self, before: Look, idle: float) -> float:
+        """Bytes through the driver's link since another look, less those that would have passed anyway."""
+        return self.driver_bytes - before.driver_bytes - idle * (self.at_s - before.at_s)
 
     @classmethod
     def now(cls, plan: Plan) -> Look:
@@ -165,19 +169,30 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
             for system in (known[name] for name in plan.systems):
                 print(f"{plan.hosts} hosts, {plan.rate_mbit:g} Mbit/s, {num_bytes} bytes: {system.name} "
                       f"({system.wire})", flush=True)  # fmt: skip
-                before = Look.now(plan)
+                looks = [Look.now(plan)]
+                system.run(spark, Series(num_bytes // 4, warmup=0, repeats=0), plan.ranks)
+                looks.append(Look.now(plan))
                 samples = system.run(spark, Series(num_bytes // 4, plan.warmup, plan.repeats), plan.ranks)
-                records.append(record(plan, system, num_bytes, samples, (before, Look.now(plan)), idle))
+                looks.append(Look.now(plan))
+                records.append(record(plan, system, num_bytes, samples, looks, idle))
     return records
 
 
 def record(
-    plan: Plan, system: System, num_bytes: int, samples: Samples, looks: tuple[Look, Look], idle: float
+    plan: Plan, system: System, num_bytes: int, samples: Samples, looks: Sequence[Look], idle: float
 ) -> dict[str, Any]:
-    """One system at one size; `network.py` says what the fields mean."""
-    before, after = looks
+    """One system at one size; `network.py` says what the fields mean.
+
+    Args:
+        plan: of the application.
+        system: who.
+        num_bytes: of a rank's array.
+        samples: what the series gave.
+        looks: before and after an empty series, and after the series.
+        idle: bytes per second that pass the driver anyway.
+    """
+    begun, before, after = looks
     iterations = plan.warmup + plan.repeats
-    passed = after.driver_bytes - before.driver_bytes - idle * (after.at_s - before.at_s)
     median_s, bound_s = statistics.median(samples.seconds), plan.bound_s(num_bytes)
     # Plain Spark's iterations have no end on a host where one could look: all that was done, checks included.
     whole_cpu_s = (after.hosts_cpu_s - before.hosts_cpu_s) / iterations
@@ -193,7 +208,8 @@ def record(
         "p95_s": float(np.percentile(samples.seconds, 95)),
         "bound_s": bound_s,
         "ratio_to_bound": median_s / bound_s if bound_s else None,
-        "driver_bytes_per_iteration": passed / iterations,
+        "driver_bytes_per_iteration": after.passed_since(before, idle) / iterations,
+        "driver_bytes_per_launch": before.passed_since(begun, idle),
         "driver_idle_bytes_per_s": idle,
         "host_cpu_s": _mean_cpu(samples.cpu_seconds, whole_cpu_s) / plan.hosts,
         "repeats": len(samples.seconds),
