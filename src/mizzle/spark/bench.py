@@ -170,6 +170,7 @@ def _run(spark: SparkSession, contender: Contender, series: Series, workers: int
 
 
 def slowest(ranks: Sequence[Samples]) -> Samples:
-    """One series from what the ranks saw of it: an iteration is done when its last rank is done."""
+    """One series from what the ranks saw of it: an iteration is done when its last rank is done; CPU time adds up."""
     seconds = [max(of_rank) for of_rank in zip(*(rank.seconds for rank in ranks), strict=True)]
-    return Samples(seconds, all(rank.verified for rank in ranks))
+    cpu_seconds = [sum(of_rank) for of_rank in zip(*(rank.cpu_seconds for rank in ranks), strict=True)]
+    return Samples(seconds, all(rank.verified for rank in ranks), cpu_seconds)

@@ -10,23 +10,71 @@ import datetime as dt
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from pyspark import Broadcast, SparkContext
 
+from mizzle.collectives.wire import Wire
+from mizzle.spark.bench_cpu import RankCpu
 from mizzle.spark.worker import RankContext
 
-_PERIOD = 1009
-"""Prime, so that it fits no alignment: data at a wrong place is wrong data."""
-_ITERATIONS = 64
-"""Values come again after so many iterations; nothing lives that long."""
-_RANK_STEP = 97
-
 Reduce = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Ranked(Protocol):
+    """What timing a rank needs to know of it."""
+
+    @property
+    def rank(self) -> int:
+        """0..size - 1."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """How many there are."""
+        ...
+
+    def barrier(self) -> None:
+        """Return when all ranks are here."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Numbers:
+    """What is added up: element i of a rank's array is ``i % period + rank * rank_step + iteration % iterations``.
+
+    Attributes:
+        period: prime, so that it fits no alignment: data at a wrong place is wrong data.
+        rank_step: between the values of neighbours in rank.
+        iterations: values come again after so many; nothing lives that long.
+    """
+
+    period: int
+    rank_step: int
+    iterations: int
+
+    def pattern(self, num_elements: int) -> np.ndarray:
+        """0, 1, ... period - 1, 0, 1, ...: what all contributions share, (num_elements,) fp32."""
+        return np.resize(np.arange(self.period, dtype=np.float32), num_elements)
+
+    def offset(self, rank: int, iteration: int) -> int:
+        """What a rank adds to the pattern in an iteration."""
+        return rank * self.rank_step + iteration % self.iterations
+
+    def total_offset(self, ranks: int, iteration: int) -> int:
+        """The offsets of all ranks together; their sum is ``ranks * pattern + total_offset``."""
+        return sum(self.offset(rank, iteration) for rank in range(ranks))
+
+
+WIDE = Numbers(1009, 97, 64)
+"""Their sums are exact in fp32, up to 500 ranks."""
+NARROW = Numbers(13, 3, 8)
+"""Their sums are exact in bf16 and fp16 too, which have all whole numbers up to 256: up to 8 ranks."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,36 +99,31 @@ class Samples:
     Attributes:
         seconds: of each timed iteration.
         verified: whether all results, those of the warm-up included, were the exact sum.
+        cpu_seconds: CPU time of each timed iteration, of the rank and its executor's JVM; empty where nobody looked.
     """
 
     seconds: list[float]
     verified: bool
-
-
-def pattern(num_elements: int) -> np.ndarray:
-    """0, 1, ... 1008, 0, 1, ...: what all contributions share, (num_elements,) fp32."""
-    return np.resize(np.arange(_PERIOD, dtype=np.float32), num_elements)
-
-
-def offset(rank: int, iteration: int) -> int:
-    """What a rank adds to the pattern in an iteration."""
-    return rank * _RANK_STEP + iteration % _ITERATIONS
-
-
-def total_offset(ranks: int, iteration: int) -> int:
-    """The offsets of all ranks together; their sum is ``ranks * pattern + total_offset``, exact up to 500 ranks."""
-    return sum(offset(rank, iteration) for rank in range(ranks))
+    cpu_seconds: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True, slots=True)
 class MizzleSeries:
-    """A rank's part in a series through ``ctx.all_reduce``, its copies in and out of the arena included."""
+    """A rank's part in a series through ``ctx.all_reduce``, its copies in and out of the arena included.
+
+    Attributes:
+        series: what to do.
+        wire: what the values look like on their way: "fp32", "bf16" or "fp16".
+    """
 
     series: Series
+    wire: str = Wire.FP32.value
 
     def __call__(self, context: RankContext) -> Samples:
         """Run it."""
-        return time_rank(context, self.series, context.all_reduce)
+        if self.wire == Wire.FP32.value:
+            return time_rank(context, self.series, context.all_reduce)
+        return time_rank(context, self.series, partial(context.all_reduce, wire=self.wire), NARROW)
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,21 +173,22 @@ def gloo_group(context: RankContext, *, one_host: bool) -> Iterator[Any]:
     context.barrier()  # the store lives in rank 0, which must not leave first
 
 
-def time_rank(context: RankContext, series: Series, reduce: Reduce) -> Samples:
+def time_rank(context: Ranked, series: Series, reduce: Reduce, numbers: Numbers = WIDE) -> Samples:
     """Time a rank's calls of ``reduce``, one torch thread, all ranks at a barrier before each."""
     torch.set_num_threads(1)
-    base = torch.from_numpy(pattern(series.num_elements))
+    base = torch.from_numpy(numbers.pattern(series.num_elements))
     mine, wanted = torch.empty_like(base), torch.empty_like(base)
-    seconds, verified = [], True
+    cpu, seconds, cpu_seconds, verified = RankCpu(), [], [], True
     for iteration in range(series.warmup + series.repeats):
-        torch.add(base, offset(context.rank, iteration), out=mine)
+        torch.add(base, numbers.offset(context.rank, iteration), out=mine)
         context.barrier()
-        begun = time.perf_counter()
+        spent, begun = cpu(), time.perf_counter()
         total = reduce(mine)
         seconds.append(time.perf_counter() - begun)
-        torch.mul(base, context.size, out=wanted).add_(total_offset(context.size, iteration))
+        cpu_seconds.append(cpu() - spent)
+        torch.mul(base, context.size, out=wanted).add_(numbers.total_offset(context.size, iteration))
         verified = verified and torch.equal(total, wanted)
-    return Samples(seconds[series.warmup :], verified)
+    return Samples(seconds[series.warmup :], verified, cpu_seconds[series.warmup :])
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,7 +199,7 @@ class _Contribution:
     iteration: int
 
     def __call__(self, rank: int) -> np.ndarray:
-        return pattern(self.num_elements) + np.float32(offset(rank, self.iteration))
+        return WIDE.pattern(self.num_elements) + np.float32(WIDE.offset(rank, self.iteration))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,7 +220,7 @@ class _Received:
 
 def is_exact(total: np.ndarray, ranks: int, iteration: int) -> bool:
     """Whether an array is the sum of all ranks' contributions of an iteration."""
-    wanted = pattern(len(total)) * np.float32(ranks) + np.float32(total_offset(ranks, iteration))
+    wanted = WIDE.pattern(len(total)) * np.float32(ranks) + np.float32(WIDE.total_offset(ranks, iteration))
     return bool(np.array_equal(total, wanted))
 
 

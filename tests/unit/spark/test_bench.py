@@ -17,15 +17,15 @@ from mizzle.collectives.communicator import Communicator
 from mizzle.errors import ConfigError
 from mizzle.spark.bench import BenchPlan, BenchRecord, Contender, contenders, slowest
 from mizzle.spark.bench_systems import (
+    NARROW,
+    WIDE,
     GlooSeries,
     MizzleSeries,
+    Numbers,
     Samples,
     Series,
     is_exact,
-    offset,
-    pattern,
     time_rank,
-    total_offset,
 )
 from mizzle.spark.worker import RankContext
 
@@ -68,7 +68,7 @@ def test_a_plan_that_cannot_be_measured_is_refused(changes: dict[str, Any]) -> N
 
 def test_the_exact_sum_is_exact_in_fp32_in_any_order_up_to_500_ranks() -> None:
     ranks, iteration = 500, 63
-    rows = [pattern(3000) + np.float32(offset(rank, iteration)) for rank in range(ranks)]
+    rows = [WIDE.pattern(3000) + np.float32(WIDE.offset(rank, iteration)) for rank in range(ranks)]
     forwards, backwards = np.zeros(3000, np.float32), np.zeros(3000, np.float32)
     for row, other in zip(rows, reversed(rows), strict=True):
         forwards += row
@@ -78,9 +78,18 @@ def test_the_exact_sum_is_exact_in_fp32_in_any_order_up_to_500_ranks() -> None:
     assert np.array_equal(forwards.astype(np.float64), np.sum(rows, axis=0, dtype=np.float64))
 
 
+def test_the_narrow_sums_and_all_that_travels_for_them_are_exact_in_16_bits_up_to_8_ranks() -> None:
+    for iteration in range(NARROW.iterations):
+        rows = [NARROW.pattern(100) + np.float32(NARROW.offset(rank, iteration)) for rank in range(8)]
+        for values in (*rows, np.sum(rows, axis=0)):
+            for dtype in (torch.bfloat16, torch.float16):
+                exact = torch.from_numpy(values)
+                assert torch.equal(exact.to(dtype).float(), exact)
+
+
 def test_stale_missing_or_shifted_data_is_not_exact() -> None:
     def total(*ranks: int, iteration: int = 5) -> np.ndarray:
-        rows = [pattern(2048) + np.float32(offset(rank, iteration)) for rank in ranks]
+        rows = [WIDE.pattern(2048) + np.float32(WIDE.offset(rank, iteration)) for rank in ranks]
         added: np.ndarray = np.stack(rows).sum(axis=0)
         return added
 
@@ -94,6 +103,14 @@ def test_stale_missing_or_shifted_data_is_not_exact() -> None:
 def test_an_iteration_takes_as_long_as_its_slowest_rank() -> None:
     found = slowest([Samples([0.1, 0.4], verified=True), Samples([0.3, 0.2], verified=True)])
     assert found == Samples([0.3, 0.4], verified=True)
+
+
+def test_cpu_time_of_an_iteration_is_that_of_all_ranks_together() -> None:
+    ranks = [Samples([0.1, 0.4], verified=True, cpu_seconds=[1.0, 2.0]) for _ in range(3)]
+    assert slowest(ranks).cpu_seconds == [3.0, 6.0]
+
+
+def test_a_series_is_verified_only_if_every_rank_is() -> None:
     assert not slowest([Samples([0.1], verified=True), Samples([0.1], verified=False)]).verified
 
 
@@ -130,7 +147,15 @@ def context(store: BlockStore) -> RankContext:
     return cast("RankContext", Rank(store))
 
 
-@pytest.mark.parametrize("body", [MizzleSeries, lambda series: GlooSeries(series, one_host=True)])
+@pytest.mark.parametrize(
+    "body",
+    [
+        MizzleSeries,
+        lambda series: MizzleSeries(series, wire="bf16"),
+        lambda series: MizzleSeries(series, wire="fp16"),
+        lambda series: GlooSeries(series, one_host=True),
+    ],
+)
 def test_mizzle_and_gloo_give_the_exact_sum_and_one_time_for_each_repeat(body: Any) -> None:
     threads = torch.get_num_threads()
     try:
@@ -139,6 +164,7 @@ def test_mizzle_and_gloo_give_the_exact_sum_and_one_time_for_each_repeat(body: A
         torch.set_num_threads(threads)
     assert [(len(samples.seconds), samples.verified) for samples in found] == [(4, True)] * 3
     assert all(second > 0 for samples in found for second in samples.seconds)
+    assert all(len(samples.cpu_seconds) == 4 and min(samples.cpu_seconds) > 0 for samples in found)
 
 
 def test_a_system_that_hands_back_stale_data_is_not_verified() -> None:
@@ -159,6 +185,9 @@ def test_a_system_that_hands_back_stale_data_is_not_verified() -> None:
         torch.set_num_threads(threads)
 
 
-def test_offsets_differ_between_ranks_and_from_iteration_to_iteration() -> None:
-    assert len({offset(rank, iteration) for rank in range(8) for iteration in range(2)}) == 16
-    assert total_offset(3, 1) == sum(offset(rank, 1) for rank in range(3))
+@pytest.mark.parametrize("numbers", [WIDE, NARROW])
+def test_offsets_differ_between_ranks_and_from_iteration_to_iteration(numbers: Numbers) -> None:
+    for iteration in range(8):
+        assert len({numbers.offset(rank, iteration) for rank in range(8)}) == 8
+        assert numbers.total_offset(8, iteration) != numbers.total_offset(8, iteration + 1)
+    assert numbers.total_offset(3, 1) == sum(numbers.offset(rank, 1) for rank in range(3))
