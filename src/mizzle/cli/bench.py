@@ -48,12 +48,13 @@ def allreduce(
 
     All take turns in three rounds, in one Spark application; each result is verified against the exact sum, outside
     the timed part. An iteration takes as long as its slowest rank, from a barrier before it.
-    mizzle: ctx.all_reduce on a tensor, which includes copying it into the arena and the result out of it.
+    mizzle: the exchange that trainings use: the array lies in the arena, the sum where all ranks of a host read it.
+    mizzle_copy: ctx.all_reduce on a tensor, which includes copying it into the arena and the result out of it.
     gloo: torch.distributed's all-reduce in place, over TCP.
     reduce, tree_reduce: RDD.reduce and RDD.treeReduce of numpy arrays plus a broadcast of the sum to all executors,
     timed at the driver, with mizzle's Spark settings; making the arrays is included.
 
-    The JSON is a list of {system, transport, workers, bytes, median_s, p95_s, min_s, repeats, verified}.
+    The JSON is a list of {system, transport, workers, bytes, median_s, p95_s, min_s, repeats, verified, host_cpu_s}.
     """
     check_writable(json)
     plan = BenchPlan(

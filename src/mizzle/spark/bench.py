@@ -12,13 +12,15 @@ from pyspark.sql import SparkSession
 from mizzle.blocks.deadline import Deadline
 from mizzle.config import Transport
 from mizzle.errors import ConfigError
-from mizzle.spark.bench_systems import GlooSeries, MizzleSeries, Samples, Series, spark_series
+from mizzle.spark.bench_systems import CopySeries, GlooSeries, MizzleSeries, Samples, Series, spark_series
 from mizzle.spark.driver import DriverSide, await_slots
 from mizzle.spark.groups import run_group
 from mizzle.spark.probe import await_bridges
+from mizzle.spark.worker import RankContext
 
-System = Literal["mizzle", "gloo", "reduce", "tree_reduce"]
+System = Literal["mizzle", "mizzle_copy", "gloo", "reduce", "tree_reduce"]
 SYSTEMS: tuple[System, ...] = get_args(System)
+_MIZZLE = ("mizzle", "mizzle_copy")
 _TRANSPORT_OF = {"gloo": "tcp", "reduce": "driver", "tree_reduce": "driver"}
 _START_S = 60.0
 _TIMEOUT_S = 300.0
@@ -85,6 +87,8 @@ class BenchRecord:
         min_s: the quickest.
         repeats: how many.
         verified: whether every result on every rank was the exact sum.
+        host_cpu_s: CPU seconds of an iteration, all ranks and their executors' JVMs together, mean; None where nobody
+            looked.
     """
 
     system: str
@@ -96,11 +100,13 @@ class BenchRecord:
     min_s: float
     repeats: int
     verified: bool
+    host_cpu_s: float | None
 
     @classmethod
     def of(cls, contender: Contender, workers: int, num_bytes: int, rounds: Sequence[Samples]) -> BenchRecord:
         """Sum up a contender's rounds at one size."""
         seconds = np.array([second for samples in rounds for second in samples.seconds])
+        cpu = [second for samples in rounds for second in samples.cpu_seconds]
         return cls(
             system=contender.system,
             transport=contender.transport,
@@ -111,6 +117,7 @@ class BenchRecord:
             min_s=float(seconds.min()),
             repeats=len(seconds),
             verified=all(samples.verified for samples in rounds),
+            host_cpu_s=float(np.mean(cpu)) if cpu else None,
         )
 
     def as_dict(self) -> dict[str, Any]:
@@ -123,7 +130,7 @@ def contenders(systems: Sequence[System], transports: Sequence[str]) -> tuple[Co
     return tuple(
         Contender(system, transport)
         for system in systems
-        for transport in (transports if system == "mizzle" else (_TRANSPORT_OF[system],))
+        for transport in (transports if system in _MIZZLE else (_TRANSPORT_OF[system],))
     )
 
 
@@ -162,9 +169,10 @@ def bench_all_reduce(
 def _run(spark: SparkSession, contender: Contender, series: Series, workers: int, *, one_host: bool) -> Samples:
     if contender.system in ("reduce", "tree_reduce"):
         return spark_series(spark.sparkContext, contender.system, series, workers)
-    body = MizzleSeries(series) if contender.system == "mizzle" else GlooSeries(series, one_host)
+    bodies = {"mizzle": MizzleSeries(series), "mizzle_copy": CopySeries(series), "gloo": GlooSeries(series, one_host)}
+    body: Callable[[RankContext], Samples] = bodies[contender.system]
     transport: Transport = "auto"
-    if contender.system == "mizzle":
+    if contender.system in _MIZZLE:
         transport = "shm" if contender.transport == "shm" else "blocks"
     return slowest(run_group(spark, body, ranks=workers, transport=transport, timeout_s=_TIMEOUT_S))
 

@@ -7,11 +7,11 @@ iteration to iteration, so that stale or missing data is noticed. Making and che
 from __future__ import annotations
 
 import datetime as dt
+import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
@@ -19,6 +19,8 @@ import torch
 import torch.distributed as dist
 from pyspark import Broadcast, SparkContext
 
+from mizzle.collectives.exchange import Exchange
+from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.wire import Wire
 from mizzle.spark.bench_cpu import RankCpu
 from mizzle.spark.worker import RankContext
@@ -107,13 +109,30 @@ class Samples:
     cpu_seconds: list[float] = field(default_factory=list)
 
 
+class _ExchangeRank:
+    """A rank that all-reduces through an exchange, and meets the others through it as well."""
+
+    def __init__(self, context: RankContext, num_elements: int, wire: Wire) -> None:
+        self.rank, self.size = context.rank, context.size
+        layout = ExchangeLayout(num_elements, self.size, tuple((rank,) for rank in range(self.size)))
+        self._exchange = Exchange(context.store, layout, wire=wire, timeout_s=context.terms.timeout_s)
+        self._turns = itertools.count()
+        self.mine = self._exchange.contribution(self._exchange.nodes[0])
+
+    def barrier(self) -> None:
+        self._exchange.share(next(self._turns), 0, b"")
+
+    def all_reduce(self, _mine: torch.Tensor) -> torch.Tensor:
+        return self._exchange.all_reduce(next(self._turns), 0)
+
+
 @dataclass(frozen=True, slots=True)
 class MizzleSeries:
-    """A rank's part in a series through ``ctx.all_reduce``, its copies in and out of the arena included.
+    """A rank's part in a series through the exchange that trainings use: arrays in the arena, one sum a host.
 
     Attributes:
         series: what to do.
-        wire: what the values look like on their way: "fp32", "bf16" or "fp16".
+        wire: what contributions look like on their way: "fp32", "bf16" or "fp16"; sums come back in fp32.
     """
 
     series: Series
@@ -121,9 +140,22 @@ class MizzleSeries:
 
     def __call__(self, context: RankContext) -> Samples:
         """Run it."""
-        if self.wire == Wire.FP32.value:
-            return time_rank(context, self.series, context.all_reduce)
-        return time_rank(context, self.series, partial(context.all_reduce, wire=self.wire), NARROW)
+        numbers = WIDE if self.wire == Wire.FP32.value else NARROW
+        rank = _ExchangeRank(context, self.series.num_elements, Wire.of(self.wire))
+        samples = time_rank(rank, self.series, rank.all_reduce, numbers, mine=rank.mine)
+        rank.barrier()
+        return samples
+
+
+@dataclass(frozen=True, slots=True)
+class CopySeries:
+    """A rank's part in a series through ``ctx.all_reduce``, its copies in and out of the arena included."""
+
+    series: Series
+
+    def __call__(self, context: RankContext) -> Samples:
+        """Run it."""
+        return time_rank(context, self.series, context.all_reduce)
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,11 +205,21 @@ def gloo_group(context: RankContext, *, one_host: bool) -> Iterator[Any]:
     context.barrier()  # the store lives in rank 0, which must not leave first
 
 
-def time_rank(context: Ranked, series: Series, reduce: Reduce, numbers: Numbers = WIDE) -> Samples:
-    """Time a rank's calls of ``reduce``, one torch thread, all ranks at a barrier before each."""
+def time_rank(
+    context: Ranked, series: Series, reduce: Reduce, numbers: Numbers = WIDE, *, mine: torch.Tensor | None = None
+) -> Samples:
+    """Time a rank's calls of ``reduce``, one torch thread, all ranks at a barrier before each and after.
+
+    Args:
+        context: which rank.
+        series: what to do.
+        reduce: adds up all ranks' arrays; is given the own one.
+        numbers: what is in them.
+        mine: (num_elements,) fp32, where the own array is to lie; None: anywhere.
+    """
     torch.set_num_threads(1)
     base = torch.from_numpy(numbers.pattern(series.num_elements))
-    mine, wanted = torch.empty_like(base), torch.empty_like(base)
+    mine, wanted = torch.empty_like(base) if mine is None else mine, torch.empty_like(base)
     cpu, seconds, cpu_seconds, verified = RankCpu(), [], [], True
     for iteration in range(series.warmup + series.repeats):
         torch.add(base, numbers.offset(context.rank, iteration), out=mine)
@@ -188,6 +230,7 @@ def time_rank(context: Ranked, series: Series, reduce: Reduce, numbers: Numbers 
         cpu_seconds.append(cpu() - spent)
         torch.mul(base, context.size, out=wanted).add_(numbers.total_offset(context.size, iteration))
         verified = verified and torch.equal(total, wanted)
+        context.barrier()  # before it a peer may still be reading what it shares with this rank
     return Samples(seconds[series.warmup :], verified, cpu_seconds[series.warmup :])
 
 
