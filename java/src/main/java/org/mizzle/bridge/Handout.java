@@ -48,7 +48,7 @@ final class Handout extends ChunkedByteBuffer {
   }
 
   /** Lets go of the memory; once is enough, more do no harm. */
-  synchronized void release() {
+  synchronized void letGo() {
     if (held != null) {
       held.release();
       held = null;
@@ -60,7 +60,7 @@ final class Handout extends ChunkedByteBuffer {
     return new ChunkedByteBufferFileRegion(this, PIECE_BYTES) {
       @Override
       public void deallocate() {
-        release();
+        letGo();
       }
     };
   }
@@ -71,13 +71,13 @@ final class Handout extends ChunkedByteBuffer {
       @Override
       public void close() throws IOException {
         super.close();
-        release();
+        letGo();
       }
     }, PIECE_BYTES);
   }
 
   @Override
   public void dispose() {
-    release();
+    letGo();
   }
 }

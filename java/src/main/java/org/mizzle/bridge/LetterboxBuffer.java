@@ -49,7 +49,7 @@ final class LetterboxBuffer extends UnbookedBuffer {
   synchronized void retire() {
     super.retire();
     if (next != null) {
-      next.release();
+      next.letGo();
       next = null;
     }
   }
