@@ -47,6 +47,8 @@ LARGE = block(b"", b"", generation=2**32 - 1, iteration=2**64 - 1, op=65535)
 FILES: dict[str, bytes] = {
     "block_small": SMALL,
     "block_largest_numbers": LARGE,
+    "letter": struct.pack("<II", 2, 1) + SMALL,
+    "letter_dropped": struct.pack("<II", 2, 0),
     "hello": frame(1, 1, struct.pack("<H", 1) + bytes(range(32))),
     "hello_answer": frame(0x81, 1, blob(b"7") + blob(b"host") + struct.pack("<H", 40404) + blob(b"id") + blob(b"/d")),
     "claim": frame(2, 2, blob(RUN.hex().encode()) + struct.pack("<i", -1)),

@@ -154,7 +154,7 @@ def test_too_few_ranks_are_a_timeout_and_free_their_places(bridge: LocalBridge, 
     with pytest.raises(CollectiveTimeout, match=r"not all 2 ranks.*task slots"):
         client.join(RUN, generation=0, group=0, size=2, control=control.path, deadline=Deadline.after(0.3))
     assert 0.3 <= time.monotonic() - start < SOON_S
-    assert client.count_blocks("test_mizzle") in (0, 4), "bells of whoever was not admitted come down"
+    assert eventually(lambda: client.count_blocks("test_mizzle") == 0, within_s=SOON_S), "what was hung up comes down"
     a, b = ranks(2)  # the one that gave up takes nobody's place
     a.blocks.put(name(0), None, meta=b"m", dtype=DType.RAW, to=[1])
     assert ask(b, 0).wait(Deadline.after(5)).meta == b"m"
@@ -208,7 +208,7 @@ def test_a_group_of_the_same_session_follows_another_and_leaves_nothing_watching
         control = prepare_control(arena, 1)
         client.join(RUN, generation=0, group=group, size=1, control=control.path, deadline=within)
         client.leave(within)
-    assert eventually(lambda: client.count_blocks("test_mizzle") == 2, within_s=5), "one bell and alarm: the last"
+    assert eventually(lambda: client.count_blocks("test_mizzle") == 3, within_s=5), "bell, letterbox and alarm: the last"
     assert open_memory(jvm_pid(client)) <= before + 1, "one control region for all"
     pid = jvm_pid(client)
     bridge.end()

@@ -89,6 +89,7 @@ final class Admission {
       bridge.counters().increment(Counters.Name.BELLS_HEARD);
       member.turns.rang(from);
     });
+    member.shelf.hang(member.group.letterbox(member.nonce, from), member.letterbox(from));
     member.shelf.hang(member.group.alarm(member.nonce, from),
         () -> new Farewell(bridge, member).askWhy(from));
   }
@@ -166,9 +167,16 @@ final class Admission {
   private void connect(Member.Peer peer) {
     try {
       TransportClient client = bridge.peers().connect(peer.host(), peer.port());
-      member.connected(peer.rank(), client, Peers.onClose(client,
+      PeerLink link = new PeerLink(client, bridge.peers().opener(client, peer.executorId()),
+          member.group.bell(peer.nonce(), member.rank()),
+          member.group.letterbox(peer.nonce(), member.rank()),
+          error -> member.lost(peer.rank(), "it cannot be told of a block: " + error));
+      Runnable unwatch = Peers.onClose(client,
           () -> member.lost(peer.rank(), "the connection to executor " + peer.executorId()
-              + " on " + peer.host() + " closed")));
+              + " on " + peer.host() + " closed"));
+      if (!member.connected(peer.rank(), link, unwatch)) {
+        link.close();
+      }
     } catch (IOException e) {
       unreachable = new BridgeException(BridgeException.Code.PEER_LOST, "executor "
           + peer.executorId() + " on " + peer.host() + " cannot be reached: " + e, peer.rank());

@@ -44,8 +44,16 @@ final class Blocks {
   }
 
   /** Publishes bytes under a name never used before; they are not copied. */
-  ArenaBuffer put(String name, List<ByteBuffer> parts) throws BridgeException {
-    ArenaBuffer buffer = new ArenaBuffer(parts);
+  UnbookedBuffer put(String name, List<ByteBuffer> parts) throws BridgeException {
+    return serve(name, new UnbookedBuffer(parts));
+  }
+
+  /** Publishes a letterbox. */
+  UnbookedBuffer hang(String name, Letterbox box) throws BridgeException {
+    return serve(name, new LetterboxBuffer(box));
+  }
+
+  private UnbookedBuffer serve(String name, UnbookedBuffer buffer) throws BridgeException {
     store(name, buffer);
     buffer.serve();
     return buffer;
@@ -102,11 +110,11 @@ final class Blocks {
   }
 
   private static void account(ChunkedByteBuffer buffer, boolean served) {
-    if (buffer instanceof ArenaBuffer arena) {
+    if (buffer instanceof UnbookedBuffer unbooked) {
       if (served) {
-        arena.serve();
+        unbooked.serve();
       } else {
-        arena.retire();
+        unbooked.retire();
       }
     }
   }

@@ -131,6 +131,11 @@ final class Bridge implements Closeable {
     return driver;
   }
 
+  /** How many blocks this executor holds whose name begins so. */
+  long countBlocks(String prefix) {
+    return blocks.count(prefix) + runs.countBlocks(prefix);
+  }
+
   Counters counters() {
     return counters;
   }

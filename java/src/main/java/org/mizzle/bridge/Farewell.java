@@ -37,7 +37,7 @@ final class Farewell {
     }
     for (Member.Peer peer : member.others()) {
       try {
-        bridge.peers().ring(member.client(peer.rank()), peer.executorId(),
+        bridge.peers().ring(member.link(peer.rank()).client(), peer.executorId(),
             member.group.alarm(peer.nonce(), member.rank()),
             error -> LOG.debug("rank {} was not told: {}", peer.rank(), error.toString()));
       } catch (BridgeException e) {
@@ -53,7 +53,7 @@ final class Farewell {
   void askWhy(int from) {
     try {
       Member.Peer peer = member.peer(from);
-      bridge.peers().fetch(member.client(from), peer.executorId(),
+      bridge.peers().fetch(member.link(from).client(), peer.executorId(),
           member.group.reason(peer.nonce()), new Reason(from),
           error -> member.lost(from, UNKNOWN));
     } catch (BridgeException e) {

@@ -21,21 +21,26 @@ final class Fetch implements Turns.Waiter, Sink.Outcome {
   private final Member member;
   private final Header wanted;
   private final Region region;
+  private final PeerLink link;
   private final Sink sink;
   private final Asker asker;
   private ScheduledFuture<?> alarm;
+  /** The number of the block among all that the peer puts for this member. */
+  private final int number;
   /** Guarded by this, as is the alarm. */
   private boolean answered;
 
   /** Takes over one reference to {@code region} (null: no payload is expected). */
-  Fetch(Bridge bridge, Member member, Header wanted, Region region, List<ByteBuffer> target,
-      Asker asker) {
+  Fetch(Bridge bridge, Member member, PeerLink link, Header wanted, Region region,
+      List<ByteBuffer> target, Asker asker) {
     this.bridge = bridge;
     this.member = member;
+    this.link = link;
     this.wanted = wanted;
     this.region = region;
     this.asker = asker;
-    this.sink = new Sink(wanted.bytes(), wanted.source(), target, this);
+    sink = new Sink(wanted.bytes(), wanted.source(), target, link.intake(), this);
+    number = link.expect(sink);
   }
 
   void start(long deadlineMs) {
@@ -55,25 +60,20 @@ final class Fetch implements Turns.Waiter, Sink.Outcome {
   public void ready() {
     try {
       synchronized (this) {
-        if (answered) {
-          return;
+        if (!answered) {
+          member.turns.started(this);
         }
-        member.turns.started(this);
       }
-      Member.Peer peer = member.peer(wanted.source());
-      bridge.peers().fetch(member.client(peer.rank()), peer.executorId(),
-          wanted.name(peer.nonce()), sink, this::notOpened);
+      // Also when it was answered already: the block is the next one in the letterbox.
+      link.ask(number);
     } catch (BridgeException e) {
       failed(e);
     }
   }
 
-  private void notOpened(Throwable error) {
-    failed(Peers.isAbsent(error)
-        ? new BridgeException(BridgeException.Code.NOT_FOUND,
-            "rank " + wanted.source() + " does not have it (any more)", wanted.source())
-        : new BridgeException(BridgeException.Code.PEER_LOST,
-            "its block service does not answer: " + error, wanted.source()));
+  @Override
+  public void announced(int behind) {
+    member.turns.announced(wanted.source(), number + behind);
   }
 
   @Override

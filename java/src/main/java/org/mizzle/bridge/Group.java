@@ -15,6 +15,11 @@ record Group(String run, int generation, long number) {
     return name("bell", nonce) + '.' + from;
   }
 
+  /** Name of the letterbox in which the member with that nonce leaves blocks for {@code reader}. */
+  String letterbox(long nonce, int reader) {
+    return name("letters", nonce) + '.' + reader;
+  }
+
   /** Name of the bell by which the rank {@code from} says that it gives up. */
   String alarm(long nonce, int from) {
     return name("alarm", nonce) + '.' + from;

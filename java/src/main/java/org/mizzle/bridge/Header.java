@@ -2,6 +2,7 @@ package org.mizzle.bridge;
 
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
+import java.util.Arrays;
 import java.util.HexFormat;
 import java.util.List;
 import java.util.zip.CRC32C;
@@ -68,6 +69,13 @@ final class Header {
     return Short.toUnsignedInt(raw.getShort(SOURCE_AT));
   }
 
+  /** Tells blocks of one member apart; not to be changed. */
+  ByteBuffer identity() {
+    byte[] identity = Arrays.copyOf(raw.array(), IDENTITY_BYTES);
+    identity[DTYPE_AT] = 0;
+    return ByteBuffer.wrap(identity);
+  }
+
   /** Position in the run: blocks are dropped in this order. */
   Moment moment() {
     return new Moment(raw.getLong(ITERATION_AT), Short.toUnsignedInt(raw.getShort(OP_AT)));
@@ -84,9 +92,10 @@ final class Header {
   }
 
   /** Writes both checksums: that of the body, then that of the header itself. */
-  void seal(List<ByteBuffer> body) {
+  void seal(byte[] meta, List<ByteBuffer> payload) {
     CRC32C crc = new CRC32C();
-    for (ByteBuffer part : body) {
+    crc.update(meta);
+    for (ByteBuffer part : payload) {
       crc.update(part.duplicate());
     }
     raw.putInt(BODY_CRC_AT, (int) crc.getValue());

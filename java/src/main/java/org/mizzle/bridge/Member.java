@@ -6,7 +6,6 @@ import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
-import org.apache.spark.network.client.TransportClient;
 
 /**
  * One rank of one group, as its own bridge sees it. It begins before the rank is admitted, because
@@ -29,7 +28,9 @@ final class Member {
   private final Arena arena;
   private final ScheduledExecutorService timer;
   private final Map<Integer, Peer> peers = new HashMap<>();
-  private final Map<Integer, TransportClient> clients = new HashMap<>();
+  private final Map<Integer, PeerLink> links = new HashMap<>();
+  /** What this member has put, by reader. */
+  private final List<Letterbox> letterboxes = new ArrayList<>();
   /** Undo the watches over connections, which outlive this member. */
   private final List<Runnable> watches = new ArrayList<>();
   private int rank = -1;
@@ -44,6 +45,13 @@ final class Member {
     this.arena = arena;
     this.shelf = shelf;
     this.timer = timer;
+    for (int reader = 0; reader < size; reader++) {
+      letterboxes.add(new Letterbox());
+    }
+  }
+
+  Letterbox letterbox(int reader) {
+    return letterboxes.get(reader);
   }
 
   synchronized void admit(int newRank, List<Peer> table) {
@@ -69,26 +77,31 @@ final class Member {
     return peer;
   }
 
-  /** From now on that peer is reached so; {@code unwatch} is run when the member leaves. */
-  void connected(int peer, TransportClient client, Runnable unwatch) {
+  /**
+   * From now on that peer is reached so; {@code unwatch} is run when the member leaves.
+   *
+   * @return whether the member has use for the link and will close it: not after it has left
+   */
+  boolean connected(int peer, PeerLink link, Runnable unwatch) {
     synchronized (this) {
       if (!left) {
-        clients.put(peer, client);
+        links.put(peer, link);
         watches.add(unwatch);
-        return;
+        return true;
       }
     }
     unwatch.run();
+    return false;
   }
 
-  TransportClient client(int of) throws BridgeException {
+  PeerLink link(int to) throws BridgeException {
     turns.check();
     synchronized (this) {
-      TransportClient client = clients.get(of);
-      if (client == null) {
-        throw new BridgeException(BridgeException.Code.REFUSED, "no connection to rank " + of);
+      PeerLink link = links.get(to);
+      if (link == null) {
+        throw new BridgeException(BridgeException.Code.REFUSED, "no connection to rank " + to);
       }
-      return client;
+      return link;
     }
   }
 
@@ -116,6 +129,13 @@ final class Member {
     }
     leave(new BridgeException(BridgeException.Code.FENCED, why));
     shelf.close();
+    List<PeerLink> closed;
+    synchronized (this) {
+      closed = new ArrayList<>(links.values());
+      links.clear();
+    }
+    // Not before: peers may still wait for a ring that is on its way.
+    closed.forEach(PeerLink::close);
   }
 
   /** Tells the worker, where it watches for that, that nothing of this group is wanted any more. */

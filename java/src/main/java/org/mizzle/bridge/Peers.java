@@ -55,6 +55,7 @@ final class Peers implements Closeable {
         Option.apply(env.securityManager().getRpcSSLOptions()));
     context = new TransportContext(transport, new NoOpRpcHandler(), false, true);
     List<TransportClientBootstrap> bootstraps = new ArrayList<>();
+    bootstraps.add((client, channel) -> Intake.install(channel));
     if (env.securityManager().isAuthenticationEnabled()) {
       bootstraps.add(new AuthClientBootstrap(transport, appId, env.securityManager()));
     }
@@ -62,15 +63,15 @@ final class Peers implements Closeable {
     return factory;
   }
 
-  /** A connection to a peer's block service; blocks for at most a few seconds. */
+  /** A new connection to a peer's block service; blocks for at most a few seconds. */
   TransportClient connect(String host, int port) throws IOException, InterruptedException {
-    return factory().createClient(host, port);
+    return factory().createUnmanagedClient(host, port);
   }
 
   /**
    * Runs {@code gone} when the connection ends, for whatever reason; at once if it has ended.
    *
-   * @return undoes it: connections are pooled and outlive their users
+   * @return undoes it: who leaves in peace closes the connection itself
    */
   static Runnable onClose(TransportClient client, Runnable gone) {
     ChannelFutureListener listener = future -> gone.run();
@@ -78,14 +79,14 @@ final class Peers implements Closeable {
     return () -> client.getChannel().closeFuture().removeListener(listener);
   }
 
-  /** Whether a peer refused because it has no such block; its own words are all there is. */
-  static boolean isAbsent(Throwable error) {
-    return String.valueOf(error.getMessage()).contains("BlockNotFound");
+  /** Opens blocks of the executor at the other end. */
+  Chunks.Opener opener(TransportClient client, String executorId) {
+    return (names, opened, failed) -> open(client, executorId, names, failed, opened);
   }
 
-  /** Rings a peer's bell; {@code failed} is called if it may not have been heard. */
+  /** Rings a bell that is rung once; {@code failed} is called if it may not have been heard. */
   void ring(TransportClient client, String executorId, String bell, Consumer<Throwable> failed) {
-    open(client, executorId, bell, failed, stream -> client.fetchChunk(stream, 0,
+    open(client, executorId, new String[] {bell}, failed, stream -> client.fetchChunk(stream, 0,
         new ChunkReceivedCallback() {
           @Override
           public void onSuccess(int chunk, ManagedBuffer buffer) {
@@ -102,17 +103,13 @@ final class Peers implements Closeable {
   /** Streams a block to {@code sink}; {@code failed} tells that it could not even be opened. */
   void fetch(TransportClient client, String executorId, String name, StreamCallback sink,
       Consumer<Throwable> failed) {
-    open(client, executorId, name, failed, stream -> client.stream(
+    open(client, executorId, new String[] {name}, failed, stream -> client.stream(
         OneForOneStreamManager.genStreamChunkId(stream, 0), sink));
   }
 
-  private interface OnStream {
-    void accept(long streamId);
-  }
-
-  private void open(TransportClient client, String executorId, String name,
-      Consumer<Throwable> failed, OnStream opened) {
-    ByteBuffer request = new OpenBlocks(appId, executorId, new String[] {name}).toByteBuffer();
+  private void open(TransportClient client, String executorId, String[] names,
+      Consumer<Throwable> failed, Chunks.StreamOpened opened) {
+    ByteBuffer request = new OpenBlocks(appId, executorId, names).toByteBuffer();
     client.sendRpc(request, new RpcResponseCallback() {
       @Override
       public void onSuccess(ByteBuffer response) {

@@ -151,6 +151,11 @@ final class Region {
     references++;
   }
 
+  /** One more use, by who knows that there is one already. */
+  synchronized void retain() {
+    references++;
+  }
+
   /** Ends one use; the last one unmaps. Also called once to close the region itself. */
   synchronized void release() {
     references--;

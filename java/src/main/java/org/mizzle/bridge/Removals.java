@@ -53,14 +53,10 @@ final class Removals {
     }, RETRY_MS, TimeUnit.MILLISECONDS);
   }
 
-  /** Whether the block is done with; what fails is not tried again, and its memory stays. */
+  /** Whether the block is done with; what fails is not tried again. */
   private boolean remove(Kept block) {
     try {
-      boolean gone = unlessRead.test(block.name(), block.buffer());
-      if (gone && block.region() != null) {
-        block.region().release();
-      }
-      return gone;
+      return unlessRead.test(block.name(), block.buffer());
     } catch (RuntimeException | AssertionError e) {
       // Spark's checks of its own state throw either; other blocks must not suffer.
       LOG.warn("mizzle could not remove block {}", block.name(), e);

@@ -99,6 +99,12 @@ final class Runs {
     return last;
   }
 
+  /** How many blocks the ranks have put, and not dropped, whose name begins so. */
+  synchronized long countBlocks(String prefix) {
+    return runs.values().stream().flatMap(run -> run.members.stream())
+        .mapToLong(member -> member.shelf.count(prefix, member.nonce)).sum();
+  }
+
   /** A rank was not admitted, or not connected: nothing of it stays. */
   void dismiss(Member member, String why) {
     synchronized (this) {

@@ -124,7 +124,7 @@ final class Session implements Runnable {
       case LABEL -> answer(frame, rank.label(frame));
       case COUNTERS -> answer(frame, counters());
       case COUNT_BLOCKS ->
-          answer(frame, new Frame.Builder().u64(bridge.blocks().count(frame.string())));
+          answer(frame, new Frame.Builder().u64(bridge.countBlocks(frame.string())));
       case SERVE -> staffing.serve(frame);
       case HIRE -> staffing.hire(frame);
       default -> throw new IllegalArgumentException("unknown type");

@@ -1,19 +1,22 @@
 package org.mizzle.bridge;
 
 import java.nio.ByteBuffer;
+import java.nio.ByteOrder;
 import java.util.List;
-import java.util.zip.CRC32C;
 import org.apache.spark.network.client.StreamCallback;
 
 /**
- * Receives one block: header, meta and payload, the payload straight into an arena while its
- * checksum is taken. Called by one network thread; {@link #cancel} by any. It never throws: that
- * would close the connection, which other ranks and runs use as well. What is not wanted any more
- * is read and thrown away.
+ * Receives one block: how many are behind it, its header, meta and payload, the payload straight into
+ * an arena while its checksum is taken. Called by one network thread; {@link #cancel} by any. It
+ * never throws: that would close the connection. What is not wanted any more is read and thrown away.
  */
-final class Sink implements StreamCallback {
-  /** Told exactly once how it ended. */
+final class Sink implements StreamCallback, Intake.Place {
+  /** How it went. */
   interface Outcome {
+    /** So many blocks wait behind this one; at most once, even when the sink was cancelled. */
+    void announced(int behind);
+
+    /** This or {@link #failed}, once. */
     void arrived(Header header, byte[] meta);
 
     void failed(BridgeException error);
@@ -21,97 +24,123 @@ final class Sink implements StreamCallback {
 
   private final byte[] wanted;
   private final int source;
-  private final List<ByteBuffer> target;
-  private final long capacity;
+  private final Landing landing;
+  private final Intake intake;
   private final Outcome outcome;
-  private final byte[] headerBytes = new byte[Header.BYTES];
-  private final CRC32C crc = new CRC32C();
+  /** What goes in front, then the header. */
+  private final ByteBuffer opening =
+      ByteBuffer.allocate(Handout.FRONT_BYTES + Header.BYTES).order(ByteOrder.LITTLE_ENDIAN);
   private Header header;
   private byte[] meta;
+  /** Bytes of meta and payload that have come. */
   private long received;
-  private int targetAt;
-  /** Whether the payload is longer than its place, so that its bytes are only checked. */
-  private boolean discard;
-  /** Guarded by this: after it is set nothing is written to the arena any more. */
+  /** Guarded by this, as is what follows: after it is set nothing is written to the arena any more. */
   private boolean done;
+  /** Whether the network is writing to the arena now: for the time of one read. */
+  private boolean isLent;
+  /** Whether the bytes that come next were written to their place already. */
+  private boolean inPlace;
 
-  Sink(byte[] wanted, int source, List<ByteBuffer> target, Outcome outcome) {
+  Sink(byte[] wanted, int source, List<ByteBuffer> target, Intake intake, Outcome outcome) {
     this.wanted = wanted;
     this.source = source;
-    this.target = target;
+    this.intake = intake;
     this.outcome = outcome;
-    capacity = target.stream().mapToLong(ByteBuffer::remaining).sum();
+    landing = new Landing(target);
   }
 
   @Override
-  public synchronized void onData(String streamId, ByteBuffer data) {
+  public void onData(String streamId, ByteBuffer data) {
+    if (opening.position() < Handout.FRONT_BYTES) {
+      open(data, Handout.FRONT_BYTES);
+      if (opening.position() == Handout.FRONT_BYTES) {
+        outcome.announced(opening.getInt(0));
+      }
+    }
+    takeAll(data);
+    data.position(data.limit());
+  }
+
+  private void open(ByteBuffer data, int upTo) {
+    int count = Math.min(data.remaining(), upTo - opening.position());
+    opening.put(data.slice(data.position(), count));
+    data.position(data.position() + count);
+  }
+
+  private synchronized void takeAll(ByteBuffer data) {
     try {
       while (!done && data.hasRemaining()) {
         take(data);
       }
     } catch (BridgeException e) {
-      done = true;
+      end();
       outcome.failed(e);
     }
-    data.position(data.limit());
+    inPlace = false;
   }
 
   private void take(ByteBuffer data) throws BridgeException {
-    if (received < Header.BYTES) {
-      int count = (int) Math.min(data.remaining(), Header.BYTES - received);
-      data.get(headerBytes, (int) received, count);
-      received += count;
-      if (received == Header.BYTES) {
+    if (header == null) {
+      open(data, opening.capacity());
+      if (!opening.hasRemaining()) {
         readHeader();
       }
-      return;
-    }
-    long bodyAt = received - Header.BYTES;
-    int count;
-    if (bodyAt < meta.length) {
-      count = (int) Math.min(data.remaining(), meta.length - bodyAt);
-      data.get(meta, (int) bodyAt, count);
-      crc.update(meta, (int) bodyAt, count);
+    } else if (received < meta.length) {
+      int count = (int) Math.min(data.remaining(), meta.length - received);
+      data.get(meta, (int) received, count);
+      landing.crc().update(meta, (int) received, count);
+      received += count;
     } else {
-      count = writePayload(data);
+      int count = fits() ? landing.take(data, inPlace) : landing.skip(data);
+      if (count == 0) {
+        throw corrupt("more bytes than announced");
+      }
+      received += count;
     }
-    received += count;
-  }
-
-  private int writePayload(ByteBuffer data) throws BridgeException {
-    if (discard) {
-      int all = data.remaining();
-      crc.update(data);
-      return all;
-    }
-    while (targetAt < target.size() && !target.get(targetAt).hasRemaining()) {
-      targetAt++;
-    }
-    if (targetAt == target.size()) {
-      throw new BridgeException(BridgeException.Code.CORRUPT, "more bytes than announced", source);
-    }
-    ByteBuffer into = target.get(targetAt);
-    int count = Math.min(data.remaining(), into.remaining());
-    ByteBuffer part = data.slice(data.position(), count);
-    crc.update(part.duplicate());
-    into.put(part);
-    data.position(data.position() + count);
-    return count;
   }
 
   private void readHeader() throws BridgeException {
-    header = Header.of(headerBytes);
+    byte[] bytes = new byte[Header.BYTES];
+    opening.get(Handout.FRONT_BYTES, bytes);
+    header = Header.of(bytes);
     if (!header.isIntact() || !header.hasIdentity(wanted)) {
-      throw new BridgeException(BridgeException.Code.CORRUPT,
-          "the block's header is damaged or not that of the block asked for", source);
+      throw corrupt("the block's header is damaged or not that of the block asked for");
     }
     if (header.metaBytes() < 0 || header.metaBytes() > Header.MAX_META_BYTES) {
-      throw new BridgeException(BridgeException.Code.CORRUPT, "impossible meta length", source);
+      throw corrupt("impossible meta length");
     }
     meta = new byte[header.metaBytes()];
-    // Too long a payload is not an error here: Python learns the length and the meta, and can say
-    // what the peer meant instead. The bytes are only checked.
-    discard = header.payloadBytes() > capacity;
+    intake.expect(this);
+  }
+
+  /**
+   * Too long a payload is not an error here: Python learns the length and the meta, and can say what
+   * the peer meant instead. The bytes are only checked.
+   */
+  private boolean fits() {
+    return header.payloadBytes() <= landing.capacity;
+  }
+
+  private BridgeException corrupt(String why) {
+    return new BridgeException(BridgeException.Code.CORRUPT, why, source);
+  }
+
+  @Override
+  public synchronized ByteBuffer lend(int bytes) {
+    if (done || header == null || received < meta.length || !fits()) {
+      return null;
+    }
+    long left = header.payloadBytes() - (received - meta.length);
+    ByteBuffer lent = left > 0 ? landing.lend(Math.min(bytes, left)) : null;
+    isLent = lent != null;
+    return lent;
+  }
+
+  @Override
+  public synchronized void lent(int bytes) {
+    isLent = false;
+    inPlace = bytes > 0;
+    notifyAll();
   }
 
   @Override
@@ -119,30 +148,51 @@ final class Sink implements StreamCallback {
     if (done) {
       return;
     }
-    done = true;
-    boolean whole = header != null
-        && received == Header.BYTES + meta.length + header.payloadBytes();
-    if (whole && header.bodyMatches(crc)) {
+    end();
+    if (opening.position() == Handout.FRONT_BYTES && !Handout.isPresent(opening)) {
+      outcome.failed(new BridgeException(BridgeException.Code.NOT_FOUND,
+          "rank " + source + " does not have it (any more)", source));
+    } else if (header == null || received != meta.length + header.payloadBytes()) {
+      outcome.failed(corrupt("the block was cut short"));
+    } else if (header.bodyMatches(landing.crc())) {
       outcome.arrived(header, meta);
     } else {
-      outcome.failed(new BridgeException(BridgeException.Code.CORRUPT,
-          whole ? "the block fails its CRC32C" : "the block was cut short", source));
+      outcome.failed(corrupt("the block fails its CRC32C"));
     }
   }
 
   @Override
   public synchronized void onFailure(String streamId, Throwable cause) {
     if (!done) {
-      done = true;
+      end();
       outcome.failed(new BridgeException(BridgeException.Code.PEER_LOST,
-          "the connection broke within a block: " + cause, source));
+          "the connection broke before a block was here: " + cause, source));
     }
   }
 
-  /** Stops writing to the arena; the outcome is not told. Returns false when it had ended. */
+  private void end() {
+    done = true;
+    intake.expect(null);
+  }
+
+  /**
+   * Stops writing to the arena; the outcome is not told. Waits for a read that is under way, which
+   * is never long: the bytes are there. Returns false when it had ended.
+   */
   synchronized boolean cancel() {
     boolean was = done;
+    boolean interrupted = false;
     done = true;
+    while (isLent) {
+      try {
+        wait();
+      } catch (InterruptedException e) {
+        interrupted = true;
+      }
+    }
+    if (interrupted) {
+      Thread.currentThread().interrupt();
+    }
     return !was;
   }
 }

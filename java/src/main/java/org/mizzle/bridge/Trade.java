@@ -1,14 +1,13 @@
 package org.mizzle.bridge;
 
 import java.nio.ByteBuffer;
-import java.util.ArrayList;
 import java.util.List;
 import java.util.Map;
 import java.util.concurrent.ConcurrentHashMap;
 
 /**
- * What an admitted rank does, again and again: puts blocks and rings its readers' bells, fetches
- * blocks, drops its own. Called by the session's thread; the bytes stay the worker's, in its arena.
+ * What an admitted rank does, again and again: puts blocks into its readers' letterboxes, fetches
+ * blocks from its own, drops what was read. Called by the session's thread; the bytes stay the worker's, in its arena.
  */
 final class Trade {
   private final Bridge bridge;
@@ -38,41 +37,33 @@ final class Trade {
       throw new BridgeException(BridgeException.Code.REFUSED,
           "the header is not that of a block of rank " + member.rank() + " with these lengths");
     }
-    publish(header, meta, hold(range));
+    Letter letter = publish(header, meta, hold(range));
     for (int reader : readers) {
-      ring(reader);
+      PeerLink link = member.link(reader);
+      if (member.letterbox(reader).add(letter)) {
+        bridge.counters().increment(Counters.Name.BELLS_RUNG);
+        link.ring();
+      }
     }
   }
 
-  private void publish(Header header, byte[] meta, Span span) throws BridgeException {
-    List<ByteBuffer> parts = new ArrayList<>();
-    if (meta.length > 0) {
-      parts.add(ByteBuffer.wrap(meta));
-    }
-    parts.addAll(span.parts());
-    header.seal(parts);
-    parts.add(0, ByteBuffer.wrap(header.bytes()));
-    member.shelf.put(header.moment(), header.name(member.nonce), parts, span.region());
+  private Letter publish(Header header, byte[] meta, Span span) throws BridgeException {
+    header.seal(meta, span.parts());
+    Letter letter = new Letter(header, meta, span.parts(), span.region());
+    member.shelf.put(letter);
     bridge.counters().increment(Counters.Name.BLOCKS_PUT);
     bridge.counters().add(Counters.Name.BYTES_PUT, header.payloadBytes());
-  }
-
-  private void ring(int to) throws BridgeException {
-    Member.Peer peer = member.peer(to);
-    bridge.counters().increment(Counters.Name.BELLS_RUNG);
-    bridge.peers().ring(member.client(to), peer.executorId(),
-        member.group.bell(peer.nonce(), member.rank()),
-        error -> member.lost(to, "it cannot be told of a block: " + error));
+    return letter;
   }
 
   /** Once for every block; {@code asker} is told when it is in the arena, or cannot be. */
   void fetch(Frame frame, Fetch.Asker asker) throws BridgeException {
     long deadlineMs = Integer.toUnsignedLong(frame.body.getInt());
     Header wanted = header(frame);
-    member.peer(wanted.source());
+    PeerLink link = member.link(wanted.source());
     Span span = hold(Range.read(frame));
     int tag = frame.tag;
-    Fetch fetch = new Fetch(bridge, member, wanted, span.region(), span.parts(),
+    Fetch fetch = new Fetch(bridge, member, link, wanted, span.region(), span.parts(),
         new Fetch.Asker() {
           @Override
           public void answer(Header header, byte[] meta) {

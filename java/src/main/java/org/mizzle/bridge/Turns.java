@@ -10,8 +10,8 @@ import java.util.Map;
 import java.util.Set;
 
 /**
- * Brings together the rings of each peer and the waits for it, in the order in which either came:
- * the n-th wait is ready at the n-th ring. Any thread may call; nothing blocks, waiters are called
+ * Brings together the blocks of each peer and the waits for them, in the order in which either came:
+ * the n-th wait is ready when the n-th block is there. Any thread may call; nothing blocks, waiters are called
  * outside the lock. Guarded by this.
  */
 final class Turns {
@@ -22,7 +22,8 @@ final class Turns {
     void failed(BridgeException error);
   }
 
-  private final Map<Integer, Integer> rings = new HashMap<>();
+  /** How many blocks of each peer are known to be there. */
+  private final Map<Integer, Integer> there = new HashMap<>();
   private final Map<Integer, Integer> awaited = new HashMap<>();
   private final Map<Integer, Deque<Waiter>> waiters = new HashMap<>();
   private final Map<Integer, BridgeException> lost = new HashMap<>();
@@ -34,14 +35,29 @@ final class Turns {
 
   /** A peer rang: its next block is there. */
   void rang(int from) {
-    Waiter next;
+    List<Waiter> next = new ArrayList<>();
     synchronized (this) {
-      rings.merge(from, 1, Integer::sum);
-      Deque<Waiter> queue = waiters.get(from);
-      next = queue == null ? null : queue.poll();
+      announce(from, there.getOrDefault(from, 0) + 1, next);
     }
-    if (next != null) {
-      next.ready();
+    next.forEach(Waiter::ready);
+  }
+
+  /** A peer has said that its blocks up to that number are there. */
+  void announced(int from, int upTo) {
+    List<Waiter> next = new ArrayList<>();
+    synchronized (this) {
+      announce(from, upTo, next);
+    }
+    next.forEach(Waiter::ready);
+  }
+
+  private void announce(int from, int upTo, List<Waiter> next) {
+    Deque<Waiter> queue = waiters.getOrDefault(from, new ArrayDeque<>());
+    for (int number = there.getOrDefault(from, 0) + 1; number <= upTo; number++) {
+      there.put(from, number);
+      if (!queue.isEmpty()) {
+        next.add(queue.poll());
+      }
     }
   }
 
@@ -52,7 +68,7 @@ final class Turns {
       int turn = awaited.merge(from, 1, Integer::sum);
       if (ended != null) {
         error = ended;
-      } else if (rings.getOrDefault(from, 0) < turn) {
+      } else if (there.getOrDefault(from, 0) < turn) {
         error = lost.getOrDefault(from, doomed);
         if (error == null) {
           waiters.computeIfAbsent(from, key -> new ArrayDeque<>()).add(waiter);

@@ -50,7 +50,7 @@ final class HeaderTest {
     Arrays.fill(unsealed, 52, Header.BYTES, (byte) 0);
     Header header = Header.of(unsealed);
     check(!header.isIntact(), "not sealed yet");
-    header.seal(List.of(ByteBuffer.wrap(block, 64, 4), ByteBuffer.wrap(block, 68, 8)));
+    header.seal(Arrays.copyOfRange(block, 64, 68), List.of(ByteBuffer.wrap(block, 68, 8)));
     equal(Arrays.copyOf(block, Header.BYTES), header.bytes());
   }
 

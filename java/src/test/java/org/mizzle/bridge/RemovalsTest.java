@@ -33,11 +33,11 @@ final class RemovalsTest {
     var janitor = Threads.scheduler("janitor");
     Removals removals = new Removals((name, buffer) -> remove(name), janitor);
     broken.add("at once");
-    removals.add(new Kept("at once", null, null));
+    removals.add(new Kept("at once", null));
     read.addAll(Set.of("later", "first", "last"));
     broken.add("later");
     for (String name : new String[] {"first", "later", "last"}) {
-      removals.add(new Kept(name, null, null));
+      removals.add(new Kept(name, null));
     }
     janitor.submit(() -> null).get(10, TimeUnit.SECONDS);
     read.remove("later");

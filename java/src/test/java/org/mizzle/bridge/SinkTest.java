@@ -12,12 +12,21 @@ import java.util.Arrays;
 import java.util.List;
 
 final class SinkTest implements Sink.Outcome {
+  private static final int BODY_AT = Handout.FRONT_BYTES + Header.BYTES;
+  private static final String BEHIND = "2 behind";
   private final byte[] block;
+  private final byte[] wanted;
   private final List<String> outcomes = new ArrayList<>();
   private final byte[] arena = new byte[16];
 
   SinkTest() throws IOException {
-    block = golden("block_small");
+    block = golden("letter");
+    wanted = Arrays.copyOfRange(block, Handout.FRONT_BYTES, BODY_AT);
+  }
+
+  @Override
+  public void announced(int behind) {
+    outcomes.add(behind + " behind");
   }
 
   @Override
@@ -38,7 +47,7 @@ final class SinkTest implements Sink.Outcome {
       target.add(ByteBuffer.wrap(arena, at, window).slice());
       at += window;
     }
-    return new Sink(Arrays.copyOf(block, Header.BYTES), 6, target, this);
+    return new Sink(wanted, 6, target, new Intake(null), this);
   }
 
   private static void feed(Sink sink, byte[] bytes, int step) {
@@ -61,19 +70,18 @@ final class SinkTest implements Sink.Outcome {
       feed(sink, block, step);
       sink.onComplete("s");
       sink.onComplete("s");
-      equal(List.of("arrived meta 8"), outcomes);
+      equal(List.of(BEHIND, "arrived meta 8"), outcomes);
       equal("payload!", arenaText(8));
       equal(0, (int) arena[8]);
     }
   }
 
   void aBlockThatIsNotTheOneAskedForIsRefusedAndNothingWritten() {
-    byte[] wanted = Arrays.copyOf(block, Header.BYTES);
     wanted[24]++;
-    Sink sink = new Sink(wanted, 6, List.of(ByteBuffer.wrap(arena)), this);
+    Sink sink = sink(16);
     feed(sink, block, 50);
     sink.onComplete("s");
-    equal(List.of("CORRUPT of 6"), outcomes);
+    equal(List.of(BEHIND, "CORRUPT of 6"), outcomes);
     equal(new byte[16], arena);
   }
 
@@ -81,11 +89,11 @@ final class SinkTest implements Sink.Outcome {
     for (int bit = 0; bit < 8 * 12; bit++) {
       outcomes.clear();
       byte[] changed = block.clone();
-      changed[Header.BYTES + bit / 8] ^= (byte) (1 << bit % 8);
+      changed[BODY_AT + bit / 8] ^= (byte) (1 << bit % 8);
       Sink sink = sink(8);
       feed(sink, changed, 17);
       sink.onComplete("s");
-      equal(List.of("CORRUPT of 6"), outcomes);
+      equal(List.of(BEHIND, "CORRUPT of 6"), outcomes);
     }
   }
 
@@ -93,38 +101,114 @@ final class SinkTest implements Sink.Outcome {
     Sink sink = sink(7);
     feed(sink, block, 10);
     sink.onComplete("s");
-    equal(List.of("arrived meta 8"), outcomes);
+    equal(List.of(BEHIND, "arrived meta 8"), outcomes);
     equal(new byte[16], arena);
   }
 
   void aBlockThatIsCutShortOrTooLongIsRefused() {
-    for (int length : new int[] {0, 10, 64, 66, 70, block.length - 1, block.length + 1}) {
+    for (int length : new int[] {8, 10, 72, 74, 78, block.length - 1, block.length + 1}) {
       outcomes.clear();
       Sink sink = sink(8);
       feed(sink, Arrays.copyOf(block, length), 1000);
       sink.onComplete("s");
-      equal(List.of("CORRUPT of 6"), outcomes);
+      equal(List.of(BEHIND, "CORRUPT of 6"), outcomes);
     }
   }
 
   void aBrokenConnectionIsALostPeer() {
     Sink sink = sink(8);
-    feed(sink, Arrays.copyOf(block, 66), 66);
+    feed(sink, Arrays.copyOf(block, 74), 74);
     sink.onFailure("s", new IOException("reset"));
     sink.onFailure("s", new IOException("reset"));
-    equal(List.of("PEER_LOST of 6"), outcomes);
+    equal(List.of(BEHIND, "PEER_LOST of 6"), outcomes);
   }
 
   void afterCancelNothingIsWrittenOrTold() {
     Sink sink = sink(8);
-    feed(sink, Arrays.copyOf(block, 70), 70);
+    feed(sink, Arrays.copyOf(block, 78), 78);
     check(sink.cancel(), "it was under way");
     byte[] before = arena.clone();
-    feed(sink, Arrays.copyOfRange(block, 70, block.length), 3);
+    feed(sink, Arrays.copyOfRange(block, 78, block.length), 3);
     sink.onComplete("s");
     sink.onFailure("s", new IOException("late"));
     equal(before, arena);
-    equal(List.of(), outcomes);
+    equal(List.of(BEHIND), outcomes);
     check(!sink.cancel(), "it had ended");
+  }
+
+  void whatIsBehindIsToldEvenByASinkThatWasCancelledBefore() {
+    Sink sink = sink(8);
+    sink.cancel();
+    feed(sink, block, 5);
+    sink.onComplete("s");
+    equal(List.of(BEHIND), outcomes);
+  }
+
+  void aBlockThatItsOwnerHasDroppedIsNotFound() throws IOException {
+    Sink sink = sink(8);
+    feed(sink, golden("letter_dropped"), 3);
+    sink.onComplete("s");
+    equal(List.of(BEHIND, "NOT_FOUND of 6"), outcomes);
+  }
+
+  /** Reads the payload as the network does: into what the sink lends, so many bytes at a time. */
+  private void readInPlace(Sink sink, int step) {
+    int at = BODY_AT + 4;
+    while (at < block.length) {
+      ByteBuffer lent = sink.lend(step);
+      int count = lent.remaining();
+      lent.put(block, at, count).flip();
+      sink.lent(count);
+      sink.onData("s", lent);
+      at += count;
+    }
+  }
+
+  void aPayloadThatWasReadIntoItsPlaceIsOnlyChecked() {
+    for (int step = 1; step <= 9; step++) {
+      Arrays.fill(arena, (byte) 0);
+      outcomes.clear();
+      Sink sink = sink(3, 1, 4, 2);
+      check(sink.lend(step) == null, "no place before the header");
+      feed(sink, Arrays.copyOf(block, BODY_AT + 3), 9);
+      check(sink.lend(step) == null, "no place before the payload");
+      feed(sink, Arrays.copyOfRange(block, BODY_AT + 3, BODY_AT + 4), 1);
+      readInPlace(sink, step);
+      check(sink.lend(step) == null, "no place after the payload");
+      sink.onComplete("s");
+      equal(List.of(BEHIND, "arrived meta 8"), outcomes);
+      equal("payload!", arenaText(8));
+    }
+  }
+
+  void aReadThatGotNothingLeavesThePlaceAsItWas() {
+    Sink sink = sink(8);
+    feed(sink, Arrays.copyOf(block, BODY_AT + 4), 9);
+    sink.lend(8);
+    sink.lent(0);
+    feed(sink, Arrays.copyOfRange(block, BODY_AT + 4, block.length), 3);
+    sink.onComplete("s");
+    equal(List.of(BEHIND, "arrived meta 8"), outcomes);
+    equal("payload!", arenaText(8));
+  }
+
+  void aPayloadThatIsTooLongHasNoPlace() {
+    Sink sink = sink(7);
+    feed(sink, Arrays.copyOf(block, BODY_AT + 4), 9);
+    check(sink.lend(100) == null, "it is not written");
+  }
+
+  void cancelWaitsForTheReadThatIsUnderWay() throws InterruptedException {
+    Sink sink = sink(8);
+    feed(sink, Arrays.copyOf(block, BODY_AT + 4), 9);
+    sink.lend(8);
+    Thread other = new Thread(sink::cancel);
+    other.start();
+    while (other.getState() != Thread.State.WAITING) {
+      Thread.onSpinWait();
+    }
+    sink.lent(8);
+    other.join();
+    check(sink.lend(8) == null, "no more places");
   }
 }

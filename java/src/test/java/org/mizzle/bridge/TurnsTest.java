@@ -47,6 +47,24 @@ final class TurnsTest {
     equal(List.of("x", "a", "b"), heard);
   }
 
+  void whatAPeerAnnouncesIsCountedFromItsFirstBlock() {
+    turns.await(1, waiter("a"));
+    turns.await(1, waiter("b"));
+    turns.await(1, waiter("c"));
+    turns.rang(1);
+    turns.announced(1, 1);
+    equal(List.of("a"), heard);
+    turns.announced(1, 3);
+    equal(List.of("a", "b", "c"), heard);
+    turns.announced(1, 4);
+    turns.await(1, waiter("d"));
+    turns.await(1, waiter("e"));
+    equal(List.of("a", "b", "c", "d"), heard);
+    turns.announced(1, 2);
+    turns.rang(1);
+    equal(List.of("a", "b", "c", "d", "e"), heard);
+  }
+
   void aLostPeerFailsItsWaitsNowAndLaterButNotWhatItHadSent() {
     turns.rang(1);
     turns.rang(1);
