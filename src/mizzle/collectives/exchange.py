@@ -203,6 +203,9 @@ class Exchange:
         assert self._opened is not None
         assert bucket not in self._announced, bucket
         self._announced.add(bucket)
+        self._freeze(bucket)
+
+    def _freeze(self, bucket: int) -> None:
         for part, _ in enumerate(self.nodes):
             own = self.buckets[bucket]
             self._frozen[part][own.start : own.stop] = self._vector(_gradients(part))[1][own.start : own.stop]
@@ -227,7 +230,7 @@ class Exchange:
         if self._opened is not None:
             assert self._opened == (iteration, op, tuple(active)), self._opened
             for number in set(range(len(self.buckets))) - self._announced:
-                self.announce(number)
+                self._freeze(number)
             for part in range(len(self.nodes)):
                 self._vector(_gradients(part))[1].copy_(self._frozen[part])
         self._hidden_s = 0.0 if self._opened is None else time.perf_counter() - self._begun
