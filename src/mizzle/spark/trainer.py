@@ -145,12 +145,9 @@ class Trainer:
         )  # fmt: skip
         self._scheduler = scheduler
         self._schedule()
-        self._max_epochs = max_epochs
-        self._max_iterations = max_iterations
-        self._validate_every = validate_every
-        self._stop = stop
-        self._run = run or RunConfig()
-        self._progress = progress
+        self._max_epochs, self._max_iterations = max_epochs, max_iterations
+        self._validate_every, self._stop = validate_every, stop
+        self._run, self._progress = run or RunConfig(), progress
 
     def fit(
         self,

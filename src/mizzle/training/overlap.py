@@ -52,7 +52,7 @@ class BucketAnnouncer:
         self._seen = [0] * len(flat.slots)
         self._armed = self._watched = False
         self._hooks = [
-            parameter.register_post_accumulate_grad_hook(partial(self._arrived, number))
+            parameter.register_post_accumulate_grad_hook(partial(self._arrived, number))  # type: ignore[no-untyped-call]
             for number, parameter in enumerate(flat.parameters)
         ]
 

@@ -90,8 +90,8 @@ class WholeUpdate:
     def __init__(self, spec: TrainingSpec, flat: FlatParameters, buffers: ModelBuffers, exchange: Exchange) -> None:
         """Build the optimizer over all parameters."""
         self.weights = exchange.vector(PRIVATE_WEIGHTS)
-        self.owned = (Slice(0, flat.num_elements),)
-        self.masters = (self.weights,)
+        self.owned: tuple[Slice, ...] = (Slice(0, flat.num_elements),)
+        self.masters: tuple[torch.Tensor, ...] = (self.weights,)
         self.optimizer = FlatOptimizer.whole(spec.optimizer, flat, self.weights)
         self._reduced = exchange.shared_vector(REDUCED)
         # Any optimizer may come here, also one that writes to gradients: it gets a copy, in memory that is free by now.

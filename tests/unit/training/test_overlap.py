@@ -31,7 +31,7 @@ class Deep(nn.Module):
         self.twice: set[int] = set()
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        out = self.norm(inputs)
+        out: torch.Tensor = self.norm(inputs)
         for number, (into, back) in enumerate(zip(self.layers, self.back, strict=True)):
             if number in self.unused:
                 continue
@@ -102,14 +102,14 @@ def test_every_bucket_of_parameters_is_announced_once_and_final(sizes: list[int]
 
 
 def test_buckets_are_announced_from_the_last_layer_to_the_first_while_backward_goes_on() -> None:
-    watched = Watched(deep(), ALIGNMENT)
+    model = deep()
+    watched = Watched(model, ALIGNMENT)
     watched.backward()
     watched.backward()
     order = list(watched.announced)
     assert len(order) > LAYERS
-    assert order.index(min(watched.of(watched.model.back[-1]))) < order.index(min(watched.of(watched.model.layers[0])))
-    first = watched.announced[order[0]]
-    assert torch.count_nonzero(first) > 0
+    assert order.index(min(watched.of(model.back[-1]))) < order.index(min(watched.of(model.layers[0])))
+    assert torch.count_nonzero(watched.announced[order[0]]) > 0
 
 
 def test_nothing_is_announced_by_a_backward_that_is_not_the_last_one() -> None:

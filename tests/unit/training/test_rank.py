@@ -207,11 +207,11 @@ def test_a_closed_rank_leaves_no_hook_in_the_model() -> None:
         spec = training.spec(model)
         exchange = exchange_of(store, spec, model, PLACEMENTS[1])
         trainer = RankTrainer(spec, model, exchange, dict(enumerate(training.shards())))
-        assert all(p._post_accumulate_grad_hooks for p in model.parameters())  # type: ignore[attr-defined]
+        assert all(p._post_accumulate_grad_hooks for p in model.parameters())
         trainer.close()
 
     run_ranks(1, rank_main)
-    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())  # type: ignore[attr-defined]
+    assert not any(p._post_accumulate_grad_hooks for p in model.parameters())
 
 
 class Renormed(nn.Module):
