@@ -110,7 +110,7 @@ def test_an_exchange_gives_every_rank_the_same_weights(open_ranks: Open, wire: W
             assert reduced.metas == [b"\0", b"\1", b"\2"]
             assert exchange.share(iteration, 1, b"n" * store.rank) == [b"", b"n", b"nn"]
             for master, part in zip(
-                exchange.master, reduced.total.split([len(own) for own in exchange.owned]), strict=True
+                exchange.master, torch.split(reduced.total, [len(own) for own in exchange.owned]), strict=True
             ):
                 master.add_(part)
             exchange.gather()

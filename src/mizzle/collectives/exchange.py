@@ -76,10 +76,6 @@ class Exchange:
         owned: the own ranges, ascending: one of each bucket, without empty ones.
         buckets: what is announced and travels by itself.
         nodes: the tree nodes that this rank contributes, each the sum of its shards.
-        weights: (M,) fp32, one copy for all ranks of an island. A rank writes to `master` only, between `reduce` and
-            `gather`.
-        master: for each own range (len,) fp32, what the optimizer updates: views of `weights`, or, where weights
-            travel in 16 bits, memory of its own.
         crosses_hosts: whether some peer's memory is not seen, so that bytes travel.
     """
 
@@ -87,7 +83,7 @@ class Exchange:
         self, store: BlockStore, layout: ExchangeLayout, *, wire: Wire, weights_wire: Wire = Wire.FP32,
         error_feedback: bool = False, timeout_s: float, timeline: Timeline = NO_TIMELINE,
     ) -> None:  # fmt: skip
-        """Map the regions: shared "weights", "gradients.<k>" per node, and "incoming" where bytes travel.
+        """Map the regions "gradients.<k>" per node, and "incoming" where bytes travel.
 
         Args:
             store: the door to the peers; every rank makes its exchange at the same time.
@@ -132,15 +128,22 @@ class Exchange:
             shards=layout.num_shards, wire=wire.value, weights_wire=weights_wire.value, placement=f"{placement:08x}",
         )  # fmt: skip
         self._total = torch.zeros(sum(map(len, self.owned)))
-        self._totals = self._total.split([len(own) for own in self.owned])
+        self._totals = torch.split(self._total, [len(own) for own in self.owned])
         self._ahead: Ahead | None = None
         self._collective: Collective | None = None
-        self.master = self._masters()
+        self._master: tuple[torch.Tensor, ...] | None = None
 
-    def _masters(self) -> tuple[torch.Tensor, ...]:
-        weights = self.weights
-        views = tuple(weights[own.start : own.stop] for own in self.owned)
-        return views if self._weights_wire is Wire.FP32 else tuple(view.clone() for view in views)
+    @property
+    def master(self) -> tuple[torch.Tensor, ...]:
+        """For each own range (len,) fp32, what the optimizer updates between `reduce` and `gather`.
+
+        Views of `weights`, or, where weights travel in 16 bits, memory of its own.
+        """
+        if self._master is None:
+            weights = self.weights
+            views = tuple(weights[own.start : own.stop] for own in self.owned)
+            self._master = views if self._weights_wire is Wire.FP32 else tuple(view.clone() for view in views)
+        return self._master
 
     def vector(self, name: str) -> torch.Tensor:
         """The (M,) fp32 vector over the region of that name, created (zeroed) at first use: this rank's own."""
@@ -155,7 +158,7 @@ class Exchange:
 
     @property
     def weights(self) -> torch.Tensor:
-        """(M,) fp32, one copy for all ranks of an island: only to be read."""
+        """(M,) fp32, one copy for all ranks of an island: only to be read, what a rank writes goes to `master`."""
         return self.shared_vector(WEIGHTS)
 
     def contribution(self, node: Node) -> torch.Tensor:
@@ -177,7 +180,7 @@ class Exchange:
             "gradients": len(self.nodes) * whole,
             "private": (len(self._vectors) - shared - len(self.nodes)) * whole,
             "reduced": self._total.nbytes,
-            "master": sum(one.nbytes for one in self.master) if self._weights_wire is not Wire.FP32 else 0,
+            "master": sum(one.nbytes for one in self._master or ()) if self._weights_wire is not Wire.FP32 else 0,
             "incoming": self._window.num_bytes + self._gathering.num_bytes,
             "errors": self._outgoing.error_bytes,
         }

@@ -169,8 +169,12 @@ def bench_all_reduce(
 def _run(spark: SparkSession, contender: Contender, series: Series, workers: int, *, one_host: bool) -> Samples:
     if contender.system in ("reduce", "tree_reduce"):
         return spark_series(spark.sparkContext, contender.system, series, workers)
-    bodies = {"mizzle": MizzleSeries(series), "mizzle_copy": CopySeries(series), "gloo": GlooSeries(series, one_host)}
-    body: Callable[[RankContext], Samples] = bodies[contender.system]
+    bodies: dict[str, Callable[[RankContext], Samples]] = {
+        "mizzle": MizzleSeries(series),
+        "mizzle_copy": CopySeries(series),
+        "gloo": GlooSeries(series, one_host),
+    }
+    body = bodies[contender.system]
     transport: Transport = "auto"
     if contender.system in _MIZZLE:
         transport = "shm" if contender.transport == "shm" else "blocks"

@@ -269,7 +269,7 @@ class Trailing:
     def __init__(self, inner: BlockStore, put_by_first: dict[int, threading.Event]) -> None:
         self.inner, self.run, self.generation = inner, inner.run, inner.generation
         self.rank, self.size, self.put_by_first = inner.rank, inner.size, put_by_first
-        self.board = inner.board
+        self.board, self.islands, self.island = inner.board, inner.islands, inner.island
 
     def region(self, name: str, num_bytes: int) -> Region:
         return self.inner.region(name, num_bytes)

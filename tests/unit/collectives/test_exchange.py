@@ -28,7 +28,7 @@ def present(shard: int, iteration: int) -> bool:
 
 def add_to_master(exchange: Exchange, total: torch.Tensor) -> None:
     """What stands for an optimizer."""
-    for master, part in zip(exchange.master, total.split([len(own) for own in exchange.owned]), strict=True):
+    for master, part in zip(exchange.master, torch.split(total, [len(own) for own in exchange.owned]), strict=True):
         master.add_(part)
 
 

@@ -119,7 +119,7 @@ def test_a_record_has_exactly_the_promised_fields_over_all_rounds() -> None:
     record = BenchRecord.of(MIZZLE, 4, 1024, rounds).as_dict()
     assert record == {
         "system": "mizzle", "transport": "shm", "workers": 4, "bytes": 1024, "median_s": 26.5,
-        "p95_s": pytest.approx(49.45), "min_s": 1.0, "repeats": 52, "verified": True,
+        "p95_s": pytest.approx(49.45), "min_s": 1.0, "repeats": 52, "verified": True, "host_cpu_s": None,
     }  # fmt: skip
     assert not BenchRecord.of(MIZZLE, 4, 1024, [*rounds, Samples([1.0], verified=False)]).verified
 
