@@ -113,25 +113,34 @@ class Exchange:
         self.buckets = layout.buckets
         self.nodes = layout.nodes(store.rank)
         self._vectors: dict[str, tuple[Region, torch.Tensor]] = {}
+        self._total = torch.zeros(sum(map(len, self.owned)))
+        self._totals = torch.split(self._total, [len(own) for own in self.owned])
+        self._master: tuple[torch.Tensor, ...] | None = None
+        self._ahead: Ahead | None = None
+        self._collective: Collective | None = None
+        self._signature = self._sign()
+        self._build(error_feedback=error_feedback)
+
+    def _build(self, *, error_feedback: bool) -> None:
+        layout, wire, timeline = self._layout, self._wire, self._timeline
         own = [self._vector(_gradients(part), shared=False) for part in range(len(self.nodes))]
         combiner = TreeCombiner(layout.num_shards)
         outgoing = Outgoing(wire, combiner, own, error_feedback=error_feedback)
-        window = Window.of(store, layout, self._routes, (wire, self._weights_wire))
+        window = Window.of(self._store, layout, self._routes, (wire, self._weights_wire))
         self._reducing = Reducing(
             layout, self._routes, wire, combiner=combiner, outgoing=outgoing, window=window, own=own, timeline=timeline
         )
-        self._gathering = Gathering(store, layout, self._routes, window, self._weights_wire, timeline)
+        self._gathering = Gathering(self._store, layout, self._routes, window, self._weights_wire, timeline)
         self._outgoing, self._window = outgoing, window
-        placement = crc32(repr((layout.shards_of_rank, store.islands)).encode())
-        self._signature = Signature.of(
+
+    def _sign(self) -> Signature:
+        layout = self._layout
+        placement = crc32(repr((layout.shards_of_rank, self._store.islands)).encode())
+        return Signature.of(
             "exchange", elements=layout.num_elements, alignment=layout.alignment, bucket=len(self.buckets[0]),
-            shards=layout.num_shards, wire=wire.value, weights_wire=weights_wire.value, placement=f"{placement:08x}",
+            shards=layout.num_shards, wire=self._wire.value, weights_wire=self._weights_wire.value,
+            placement=f"{placement:08x}",
         )  # fmt: skip
-        self._total = torch.zeros(sum(map(len, self.owned)))
-        self._totals = torch.split(self._total, [len(own) for own in self.owned])
-        self._ahead: Ahead | None = None
-        self._collective: Collective | None = None
-        self._master: tuple[torch.Tensor, ...] | None = None
 
     @property
     def master(self) -> tuple[torch.Tensor, ...]:
