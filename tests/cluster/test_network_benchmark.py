@@ -65,7 +65,7 @@ def test_two_hosts_all_reduce_over_their_links_alone_and_leave_nothing(tmp_path:
     out, result = tmp_path / "out", tmp_path / "result.json"
     process = start(
         "--hosts", "2", "--rates", "100", "--sizes", "1MB", "--systems", "mizzle,mizzle_bf16,gloo,tree_reduce",
-        "--repeats", "6", "--warmup", "4", "--idle", "1", "--json", str(result), out=out,
+        "--repeats", "6", "--warmup", "4", "--idle", "10", "--json", str(result), out=out,
     )  # fmt: skip
     assert process.wait(360) == 0, out.read_text()
     records = json.loads(result.read_text())
