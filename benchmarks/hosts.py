@@ -63,9 +63,14 @@ def missing() -> str | None:
     if absent:
         return f"tools are missing: apt-get install {' '.join(absent)}"
     tried = f"{PREFIX}{os.getpid()}-tried"
-    done = subprocess.run(["ip", "netns", "add", tried], capture_output=True, text=True, check=False)
-    subprocess.run(["ip", "netns", "del", tried], capture_output=True, check=False)
-    return f"the kernel refuses a network namespace: {done.stderr.strip()}" if done.returncode else None
+    try:
+        _run("ip", "netns", "add", tried)
+        _run("tc", "-n", tried, "qdisc", "add", "dev", "lo", "root", *_bucket(1.0))
+    except OSError as error:
+        return f"the kernel refuses a network namespace with a shaped link: {error}"
+    finally:
+        subprocess.run(["ip", "netns", "del", tried], capture_output=True, check=False)
+    return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +169,9 @@ class Network:
 
     def shape(self, rate_mbit: float) -> None:
         """Give every link this rate in both directions, as bits of whole Ethernet frames."""
-        burst = max(_MIN_BURST_BYTES, round(rate_mbit * 1e6 / 8 / 1000))
         for host in self.all:
             for namespace, device in ((self._switch, host.port), (host.namespace, _LINK)):
-                bucket = ("tbf", "rate", f"{rate_mbit:g}mbit", "burst", str(burst), "limit", str(_QUEUE_BYTES))
-                _run("tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", *bucket)
+                _run("tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", *_bucket(rate_mbit))
 
     def goodput_mbit(self) -> float:
         """What one TCP connection carries from a host to another, payload only, in Mbit/s.
@@ -234,6 +237,12 @@ def in_namespace(namespace: str, make: Callable[[], _T]) -> _T:
 
     with ThreadPoolExecutor(1) as thread:
         return thread.submit(enter).result()
+
+
+def _bucket(rate_mbit: float) -> tuple[str, ...]:
+    """The token bucket of a link, for ``tc``."""
+    burst = max(_MIN_BURST_BYTES, round(rate_mbit * 1e6 / 8 / 1000))
+    return ("tbf", "rate", f"{rate_mbit:g}mbit", "burst", str(burst), "limit", str(_QUEUE_BYTES))
 
 
 def _goodput_mbit(sender: Host, receiver: Host, num_bytes: int) -> float:

@@ -22,7 +22,7 @@ driver_bytes_per_iteration, driver_bytes_per_launch, driver_idle_bytes_per_s, ho
   in fp32 whatever travels: a 16-bit wire may take half of it;
 - ``driver_bytes_per_iteration`` are bytes into and out of the driver's host, Spark's master included, from the
   counters of its link: of the whole series, launch and warm-up included, less what passes in that time when nothing
-  happens (``driver_idle_bytes_per_s``, measured apart), divided by all iterations;
+  happens (``driver_idle_bytes_per_s``, measured after all series), divided by all iterations;
 - ``driver_bytes_per_launch`` are those of a series without iterations, just before: what more iterations share;
 - ``host_cpu_s`` are CPU seconds of an iteration on one host, mean over hosts and iterations: of the ranks' processes
   and their executors' JVMs. For ``tree_reduce``: of all processes of the host, checks included.
@@ -197,7 +197,12 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--transport", default="blocks", choices=("auto", "blocks"), help="mizzle's way between ranks")
     parser.add_argument("--repeats", type=int, default=20, help="timed all-reduces of each at each size")
     parser.add_argument("--warmup", type=int, default=5, help="untimed ones before them")
-    parser.add_argument("--idle", type=float, default=15.0, help="seconds of watching the driver's idle link")
+    parser.add_argument(
+        "--idle",
+        type=float,
+        default=20.0,
+        help="seconds of watching the driver's idle link: executors report every 10 s",
+    )
     parser.add_argument("--json", type=Path, help="write the records there")
     asked = parser.parse_args()
     asked.hosts = [int(count) for count in listed(asked.hosts)]

@@ -155,16 +155,14 @@ def idle_bytes_per_s(plan: Plan) -> float:
     """Heartbeats and the like: what passes the driver's link per second while nothing is asked for."""
     before = Look.now(plan)
     threading.Event().wait(plan.idle_s)
-    after = Look.now(plan)
-    return (after.driver_bytes - before.driver_bytes) / (after.at_s - before.at_s)
+    return Look.now(plan).passed_since(before, 0.0) / plan.idle_s
 
 
 def measure(plan: Plan) -> list[dict[str, Any]]:
     """Every system at every size."""
     known = systems(plan.transport, plan.hosts)
-    records = []
+    seen = []
     with application(plan) as spark:
-        idle = idle_bytes_per_s(plan)
         for num_bytes in plan.sizes:
             for system in (known[name] for name in plan.systems):
                 print(f"{plan.hosts} hosts, {plan.rate_mbit:g} Mbit/s, {num_bytes} bytes: {system.name} "
@@ -174,8 +172,10 @@ def measure(plan: Plan) -> list[dict[str, Any]]:
                 looks.append(Look.now(plan))
                 samples = system.run(spark, Series(num_bytes // 4, plan.warmup, plan.repeats), plan.ranks)
                 looks.append(Look.now(plan))
-                records.append(record(plan, system, num_bytes, samples, looks, idle))
-    return records
+                seen.append((system, num_bytes, samples, looks))
+        # Last: while executors start, and load what they need for the first time, the link is not idle.
+        idle = idle_bytes_per_s(plan)
+    return [record(plan, *of_system, idle) for of_system in seen]
 
 
 def record(
