@@ -92,7 +92,7 @@ def test_the_loss_adds_three_tenths_of_each_heads() -> None:
 def test_every_parameter_gets_a_gradient_of_a_sound_size() -> None:
     torch.manual_seed(0)
     model = InceptionV1(10)
-    inception_loss(model(torch.randn(1, 3, 224, 224)), torch.tensor([3])).backward()
+    inception_loss(model(torch.randn(1, 3, 224, 224)), torch.tensor([3])).backward()  # type: ignore[no-untyped-call]
     largest = [float(p.grad.abs().max()) if p.grad is not None else 0.0 for p in model.parameters()]
     assert min(largest) > 1e-6
     assert max(largest) < 100
