@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -51,7 +51,7 @@ def training(
     """Time one iteration of synchronous training: SGD with momentum, rows of noise of the model's usual shape.
 
     single: plain PyTorch in one Spark task, a batch of one rank, the other executors idle.
-    torch_distributor: DistributedDataParallel over gloo, torch's defaults, in the tasks of an unmodified
+    torch_distributor: DistributedDataParallel (DDP) over gloo, torch's defaults, in the tasks of an unmodified
     TorchDistributor (local_mode=False). Its rows lie in memory.
     mizzle: the Trainer, from a DataFrame. Its rows are read from shard files, within compute_s; what that costs is
     printed. Launching groups and keeping boundaries are within iteration_s.
@@ -80,7 +80,8 @@ def training(
     if result.wrong:
         raise MizzleError(f"the trainings went wrong: {'; '.join(result.wrong)}; nothing was written")
     write_json(json, [record.as_dict() for record in result.records])
-    console.print(table(result.records, batch))
+    for table in tables(result.records, batch):
+        console.print(table)
     for model, seconds in result.read_s.items():
         console.print(f"Reading a rank's {batch} rows of {model} from a shard file: {1e3 * seconds:.2f} ms")
 
@@ -97,27 +98,25 @@ def _system(name: str) -> System:
     return one_of(name, SYSTEMS, "system")
 
 
-def table(records: Sequence[TrainingRecord], batch: int) -> Table:
-    """The records for people: milliseconds, and how many times as fast as TorchDistributor each iteration is.
+def tables(records: Sequence[TrainingRecord], batch: int) -> Iterator[Table]:
+    """The records for people, a table a model: milliseconds, and how many times as fast as DDP each iteration is.
 
-    Fits into the 80 columns that a file or a pipe is taken to have.
+    They fit into the 80 columns that a file or a pipe is taken to have.
     """
-    plain = {
-        (record.model, record.workers): record.iteration_s for record in records if record.system == "torch_distributor"
-    }
-    shown = Table(title=f"one iteration, {batch} rows a rank; ms")
-    for name in ("model", "ranks", "system", "iteration", "rows/s", "compute", "exchange", "hidden", "x DDP"):
-        shown.add_column(name, justify="left" if name in ("model", "system") else "right")
-    for record in records:
-        ddp_s = plain.get((record.model, record.workers))
-        seconds = (record.compute_s, record.exchange_s, record.hidden_s)
-        shown.add_row(
-            record.model,
-            str(record.workers),
-            record.system.removeprefix("torch_"),
-            f"{1e3 * record.iteration_s:.1f}",
-            f"{record.samples_per_s:.3g}",
-            *(f"{1e3 * value:.1f}" for value in seconds),
-            "-" if ddp_s is None else f"{ddp_s / record.iteration_s:.2f}",
-        )
-    return shown
+    for model in dict.fromkeys(record.model for record in records):
+        of_model = [record for record in records if record.model == model]
+        ddp = {record.workers: record.iteration_s for record in of_model if record.system == "torch_distributor"}
+        shown = Table(title=f"one iteration of {model}, {batch} rows a rank; ms")
+        for name in ("ranks", "system", "iteration", "rows/s", "compute", "exchange", "hidden", "x DDP"):
+            shown.add_column(name, justify="left" if name == "system" else "right")
+        for record in of_model:
+            seconds = (record.compute_s, record.exchange_s, record.hidden_s)
+            shown.add_row(
+                str(record.workers),
+                "DDP" if record.system == "torch_distributor" else record.system,
+                f"{1e3 * record.iteration_s:.1f}",
+                f"{record.samples_per_s:.3g}",
+                *(f"{1e3 * value:.1f}" for value in seconds),
+                f"{ddp[record.workers] / record.iteration_s:.2f}" if record.workers in ddp else "-",
+            )
+        yield shown

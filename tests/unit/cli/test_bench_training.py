@@ -10,7 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from mizzle.cli import app as entry
-from mizzle.cli.bench_training import WORKLOADS, table
+from mizzle.cli.bench_training import WORKLOADS, tables
 from mizzle.errors import ConfigError
 from mizzle.spark.bench_training import TrainingRecord
 
@@ -21,24 +21,27 @@ def test_the_workloads_have_the_published_sizes_and_can_be_sent_to_executors() -
     assert pickle.loads(pickle.dumps(WORKLOADS)) == WORKLOADS  # noqa: S301 - made here
 
 
-def test_the_table_compares_with_torch_distributor_on_as_many_workers() -> None:
-    def record(system: str, workers: int, iteration_s: float) -> TrainingRecord:
-        return TrainingRecord(system, "inception_v1", workers, iteration_s, 8 / iteration_s, 0.02, 0.01, 0.005)
+def test_a_table_compares_with_ddp_on_as_many_workers() -> None:
+    def record(system: str, model: str, workers: int, iteration_s: float) -> TrainingRecord:
+        return TrainingRecord(system, model, workers, iteration_s, 8 / iteration_s, 0.02, 0.01, 0.005)
 
     records = [
-        record("single", 1, 0.03), record("torch_distributor", 2, 0.1), record("mizzle", 2, 0.04),
-        record("mizzle", 4, 0.04),
+        record("single", "mlp-7m", 1, 0.03), record("torch_distributor", "mlp-7m", 2, 0.1),
+        record("mizzle", "mlp-7m", 2, 0.04), record("mizzle", "mlp-7m", 4, 0.04), record("mizzle", "vgg16", 2, 12.0),
     ]  # fmt: skip
     console = Console(width=80)
     with console.capture() as shown:
-        console.print(table(records, batch=4))
-    lines = [line.replace("│", " ").split() for line in shown.get().splitlines() if "inception" in line]
-    assert "x DDP" in shown.get()
+        for table in tables(records, batch=4):
+            console.print(table)
+    lines = [line.replace("│", " ").split() for line in shown.get().splitlines() if line.startswith("│")]
+    assert "one iteration of mlp-7m, 4 rows a rank" in shown.get()
+    assert "iteration ┃ rows/s ┃ compute ┃ exchange ┃ hidden ┃ x DDP" in shown.get()
     assert lines == [
-        ["inception_v1", "1", "single", "30.0", "267", "20.0", "10.0", "5.0", "-"],
-        ["inception_v1", "2", "distributor", "100.0", "80", "20.0", "10.0", "5.0", "1.00"],
-        ["inception_v1", "2", "mizzle", "40.0", "200", "20.0", "10.0", "5.0", "2.50"],
-        ["inception_v1", "4", "mizzle", "40.0", "200", "20.0", "10.0", "5.0", "-"],
+        ["1", "single", "30.0", "267", "20.0", "10.0", "5.0", "-"],
+        ["2", "DDP", "100.0", "80", "20.0", "10.0", "5.0", "1.00"],
+        ["2", "mizzle", "40.0", "200", "20.0", "10.0", "5.0", "2.50"],
+        ["4", "mizzle", "40.0", "200", "20.0", "10.0", "5.0", "-"],
+        ["2", "mizzle", "12000.0", "0.667", "20.0", "10.0", "5.0", "-"],
     ]
 
 
