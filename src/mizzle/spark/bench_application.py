@@ -112,13 +112,12 @@ def open_application(settings: Settings) -> Iterator[Application]:
         process = subprocess.Popen(  # noqa: S603 - this module
             [sys.executable, "-m", __name__, str(there.fileno())],
             stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
-            env=_environment(os.environ), pass_fds=[there.fileno()],
+            env=_environment(os.environ, directory), pass_fds=[there.fileno()],
         )  # fmt: skip
     try:
         application = Application(connection, directory / "spark.log")
         application.ask(settings, within_s=_START_S)
         yield application
-        shutil.rmtree(directory)
     finally:
         connection.close()
         try:
@@ -126,11 +125,16 @@ def open_application(settings: Settings) -> Iterator[Application]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(_STOP_S)
+    shutil.rmtree(directory)
 
 
-def _environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Of the process: workers run this Python; executors bind to loopback, for which Spark has no setting."""
-    return {"PYSPARK_PYTHON": sys.executable} | dict(base) | {"SPARK_LOCAL_HOSTNAME": _LOOPBACK}
+def _environment(base: Mapping[str, str], directory: Path) -> dict[str, str]:
+    """Of the process: workers run this Python; executors bind to loopback, for which Spark has no setting.
+
+    What torch's launcher leaves in the directory of temporary files goes with the log.
+    """
+    given = {"SPARK_LOCAL_HOSTNAME": _LOOPBACK, "TMPDIR": str(directory)}
+    return {"PYSPARK_PYTHON": sys.executable} | dict(base) | given
 
 
 def serve(connection: Connection) -> None:
