@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mizzle.cli.bench_scheduling import scheduling
+from mizzle.cli.bench_training import training
 from mizzle.cli.listed import listed, one_of
 from mizzle.cli.output import JsonFile, check_writable, write_json
 from mizzle.cli.quiet import quiet_session
@@ -28,6 +29,7 @@ _MB = 10**6
 
 bench = typer.Typer(no_args_is_help=True, help="Measure mizzle beside others.")
 bench.command()(scheduling)
+bench.command()(training)
 
 
 @bench.command()

@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
@@ -45,21 +45,28 @@ class Settings:
     Attributes:
         workers: executors, of one task slot each.
         with_mizzle: whether it has mizzle's settings, or Spark's defaults and no plugin.
+        executor_mb: heap of an executor.
+        driver_mb: heap of the driver.
     """
 
     workers: int
     with_mizzle: bool
+    executor_mb: int = 1024
+    driver_mb: int = 1024
 
     @property
     def master(self) -> str:
         """Executors are processes of their own."""
-        return f"local-cluster[{self.workers},1,1024]"
+        return f"local-cluster[{self.workers},1,{self.executor_mb}]"
 
     @property
     def conf(self) -> dict[str, str]:
         """Spark's settings."""
-        loopback = {"spark.driver.host": _LOOPBACK, "spark.driver.bindAddress": _LOOPBACK}
-        return spark_conf(_QUIET | loopback) if self.with_mizzle else _QUIET | loopback | _DEFAULTS
+        given = {
+            "spark.driver.host": _LOOPBACK, "spark.driver.bindAddress": _LOOPBACK,
+            "spark.executor.memory": f"{self.executor_mb}m", "spark.driver.memory": f"{self.driver_mb}m",
+        }  # fmt: skip
+        return spark_conf(_QUIET | given) if self.with_mizzle else _QUIET | given | _DEFAULTS
 
 
 class Application:
@@ -105,13 +112,12 @@ def open_application(settings: Settings) -> Iterator[Application]:
         process = subprocess.Popen(  # noqa: S603 - this module
             [sys.executable, "-m", __name__, str(there.fileno())],
             stdin=subprocess.DEVNULL, stdout=stream, stderr=stream,
-            env=_environment(os.environ), pass_fds=[there.fileno()],
+            env=_environment(os.environ, directory), pass_fds=[there.fileno()],
         )  # fmt: skip
     try:
         application = Application(connection, directory / "spark.log")
         application.ask(settings, within_s=_START_S)
         yield application
-        shutil.rmtree(directory)
     finally:
         connection.close()
         try:
@@ -119,15 +125,20 @@ def open_application(settings: Settings) -> Iterator[Application]:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait(_STOP_S)
+    shutil.rmtree(directory)
 
 
-def _environment(base: Mapping[str, str]) -> dict[str, str]:
-    """Of the process: workers run this Python; executors bind to loopback, for which Spark has no setting."""
-    return {"PYSPARK_PYTHON": sys.executable} | dict(base) | {"SPARK_LOCAL_HOSTNAME": _LOOPBACK}
+def _environment(base: Mapping[str, str], directory: Path) -> dict[str, str]:
+    """Of the process: workers run this Python; executors bind to loopback, for which Spark has no setting.
+
+    What torch's launcher leaves in the directory of temporary files goes with the log.
+    """
+    given = {"SPARK_LOCAL_HOSTNAME": _LOOPBACK, "TMPDIR": str(directory)}
+    return {"PYSPARK_PYTHON": sys.executable} | dict(base) | given
 
 
 def serve(connection: Connection) -> None:
-    """The process's side: the first message is the settings, every further one a series; ends with the connection."""
+    """The process's side: settings first, then one series after the other; ends with the connection."""
     settings: Settings = connection.recv()
     builder = SparkSession.builder.master(settings.master).config(map=dict(settings.conf))
     spark = builder.getOrCreate()
@@ -145,12 +156,15 @@ def serve(connection: Connection) -> None:
         shutil.rmtree(left, ignore_errors=True)
 
 
-def _run(spark: SparkSession, series: GroupSeries, traffic: DriverTraffic) -> GroupSamples | str:
-    if series.system != "mizzle":
-        return plain_series(spark.sparkContext, series, traffic)
-    from mizzle.spark.bench_groups import mizzle_series  # noqa: PLC0415 - the baselines' driver loads no torch either
-
+def _run(spark: SparkSession, series: GroupSeries | Callable[[SparkSession], Any], traffic: DriverTraffic) -> Any:  # noqa: ANN401 - whatever the series returns
+    """A `GroupSeries`, or anything else that runs when it is called with the session."""
     try:
+        if not isinstance(series, GroupSeries):
+            return series(spark)
+        if series.system != "mizzle":
+            return plain_series(spark.sparkContext, series, traffic)
+        from mizzle.spark.bench_groups import mizzle_series  # noqa: PLC0415 - the baselines' driver loads no torch
+
         return mizzle_series(spark, series, traffic)
     except MizzleError as error:
         return f"{type(error).__name__}: {error}"
