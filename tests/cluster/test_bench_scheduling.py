@@ -69,7 +69,8 @@ def test_the_command_measures_every_system_on_separate_executors_and_leaves_noth
     with out.open("wb") as stream:
         done = subprocess.run(
             [sys.executable, "-c", "from mizzle.cli import main; main()", "bench", "scheduling", "--workers", "2",
-             "--group-sizes", "1,10", "--repeats", "4", "--warmup", "2", "--body", "sleep:0.001", "--json", result],
+             "--group-sizes", "1,10", "--repeats", "4", "--warmup", "2", "--settle", "3",
+             "--body", "sleep:0.001", "--json", result],
             cwd=tmp_path, env=os.environ | {"TMPDIR": str(tmp_path)}, stdin=subprocess.DEVNULL, stdout=stream,
             stderr=stream, timeout=TIMEOUT_S, check=False,
         )  # fmt: skip

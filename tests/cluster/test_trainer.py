@@ -191,9 +191,13 @@ def test_two_fits_from_two_threads_do_not_disturb_each_other(
     spark_local: SparkSession, reference: TrainingResult
 ) -> None:
     found: dict[int, TrainingResult] = {}
+    training = Training(Mlp, digits(), sgd)
+    # Made here: models are initialised from torch's global generator, which two threads would draw from in turn.
+    trainers = [trainer(training, 2, run={"group_size": 2}) for _ in range(2)]
+    data = frame(spark_local, training.data)
 
     def work(number: int) -> None:
-        found[number] = fit(spark_local, Training(Mlp, digits(), sgd), run={"group_size": 2})
+        found[number] = trainers[number].fit(data, features="x", label="y")
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(2)]
     for thread in threads:

@@ -23,6 +23,7 @@ _SIZES_HELP = "Iterations of mizzle's groups, comma-separated."
 _BODY_HELP = "What a rank computes in an iteration: noop, or sleep:SECONDS."
 _SYSTEMS_HELP = f"Who takes part, comma-separated: {', '.join(SYSTEMS)}."
 _WARMUP_HELP = "Untimed iterations before them, in every round: whole groups, at least 2."
+_SETTLE_HELP = "Untimed jobs of one iteration in each application before all rounds: until then JVMs mostly compile."
 _ROUNDS = 3
 
 
@@ -34,6 +35,7 @@ def scheduling(
     systems: Annotated[str, typer.Option(help=_SYSTEMS_HELP)] = ",".join(SYSTEMS),
     repeats: Annotated[int, typer.Option(min=1, help="Timed groups of each; a plain iteration counts as one.")] = 30,
     warmup: Annotated[int, typer.Option(min=0, help=_WARMUP_HELP)] = 50,
+    settle: Annotated[int, typer.Option(min=0, help=_SETTLE_HELP)] = 300,
     json: JsonFile = None,
 ) -> None:
     """Time one iteration: every rank computes, and an fp32 array of 4 KB is summed over the ranks for the next one.
@@ -61,6 +63,7 @@ def scheduling(
         repeats=repeats,
         warmup=warmup,
         rounds=_ROUNDS,
+        settle=settle,
     )
     console = Console()
     result = _measure(plan, console)

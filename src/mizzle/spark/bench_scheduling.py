@@ -51,6 +51,8 @@ class SchedulingPlan:
         repeats: timed groups of each contender, over all rounds; a plain iteration counts as a group.
         warmup: untimed iterations before them, in every round: whole groups, at least two.
         rounds: how often the contenders take turns.
+        settle: untimed iterations without a body before the first round, once in each application, each a job: a JVM
+            that has run few jobs spends most of its time compiling.
     """
 
     workers: tuple[int, ...]
@@ -60,6 +62,7 @@ class SchedulingPlan:
     repeats: int
     warmup: int
     rounds: int
+    settle: int = 0
 
     def __post_init__(self) -> None:
         """Refuse what cannot be measured."""
@@ -192,6 +195,10 @@ def _measure(
         for with_mizzle in dict.fromkeys(contender.system == "mizzle" for contender in plan.contenders):
             report(f"{workers} workers: starting Spark {'with mizzle' if with_mizzle else 'as it is'}")
             applications[with_mizzle] = stack.enter_context(open_application(Settings(workers, with_mizzle)))
+            if plan.settle:
+                system: System = "mizzle" if with_mizzle else "spark"
+                report(f"{workers} workers: {plan.settle} jobs of {system} that do not count")
+                applications[with_mizzle].run(GroupSeries(system, workers, 1, 0.0, plan.settle, 1))
         for number, repeats in enumerate(plan.shares):
             for contender in plan.contenders if number % 2 == 0 else plan.contenders[::-1]:
                 report(f"{workers} workers, round {number + 1} of {len(plan.shares)}: {contender}")

@@ -73,6 +73,16 @@ def test_a_bad_value_is_named_before_anything_starts(option: str, value: str, co
 def test_help_names_every_option_and_what_is_measured() -> None:
     done = CliRunner().invoke(entry.app, ["bench", "scheduling", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     assert done.exit_code == 0
-    wanted = ["--workers", "--group-sizes", "--body", "--systems", "--repeats", "--warmup", "--json", "heartbeats"]
+    wanted = [
+        "--workers",
+        "--group-sizes",
+        "--body",
+        "--systems",
+        "--repeats",
+        "--warmup",
+        "--settle",
+        "--json",
+        "heartbeats",
+    ]
     plain = re.sub(r"\x1b\[[0-9;]*m", "", done.output)
     assert [text for text in wanted if text not in plain] == []

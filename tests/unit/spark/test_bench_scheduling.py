@@ -63,6 +63,17 @@ class _Running:
         return self._applications.run(self._settings, series)
 
 
+def test_every_application_first_runs_jobs_that_do_not_count() -> None:
+    applications = Applications()
+    result = bench_scheduling(plan(workers=(3,), settle=40), applications.start)
+    settling = [(with_mizzle, series) for with_mizzle, series in applications.ran if series.warmup == 40]
+    assert [(with_mizzle, one.system, one.group_size, one.body_s) for with_mizzle, one in settling] == [
+        (False, "spark", 1, 0.0), (True, "mizzle", 1, 0.0),
+    ]  # fmt: skip
+    assert applications.ran[:2] == settling
+    assert {record.repeats for record in result.records} == {5}
+
+
 def test_mizzle_takes_part_once_for_each_group_size_and_plain_spark_once() -> None:
     assert plan().contenders == (
         Contender("spark", 1), Contender("spark2", 1), Contender("mizzle", 1), Contender("mizzle", 10),
