@@ -174,14 +174,10 @@ def samples_of(result: TrainingResult, plan: GroupPlan) -> TrainingSamples:
         iteration_s=[group.wall_s / group.size for group in timed],
         compute_s=[group.compute_s / group.size for group in timed],
         exchange_s=[group.exchange_s / group.size for group in timed],
-        hidden_s=[_hidden_s(group) / group.size for group in timed],
+        hidden_s=[group.hidden_s / group.size for group in timed],
         finite=all(map(math.isfinite, result.history.losses)),
         agreed=result.history.evaluations[-1].metrics["weights"] == float(checksum(result.model)),
     )
-
-
-def _hidden_s(group: GroupRecord) -> float:
-    return float(getattr(group, "hidden_s", 0.0))
 
 
 def frame(spark: SparkSession, workload: Workload, num_rows: int, partitions: int) -> DataFrame:
