@@ -37,7 +37,6 @@ from mizzle.spark.bench_training_plain import (
 )
 from mizzle.spark.trainer import Trainer, TrainingResult
 from mizzle.training.columns import Columns
-from mizzle.training.history import GroupRecord
 from mizzle.training.shards import ShardFile, ShardWriter
 
 System = Literal["single", "torch_distributor", "mizzle"]

@@ -200,8 +200,8 @@ def fitted(model: nn.Module, told: float) -> TrainingResult:
     for number, size in enumerate((4, 4, 4, 1)):
         history.groups.append(GroupRecord(
             number=number, first=4 * number, size=size, epoch=number, cut="", rows=8, loss=1.0,
-            wall_s=4.0 + 4 * number, launch_s=0, wait_s=0, compute_s=2.0 + 4 * number, exchange_s=1.0, hidden_s=0.5, update_s=0,
-            evaluate_s=0, boundary_s=0, driver_cpu_s=0, decision="",
+            wall_s=4.0 + 4 * number, launch_s=0, wait_s=0, compute_s=2.0 + 4 * number, exchange_s=1.0, hidden_s=0.5,
+            update_s=0, evaluate_s=0, boundary_s=0, driver_cpu_s=0, decision="",
         ))  # fmt: skip
     return TrainingResult(model, history, {})
 
