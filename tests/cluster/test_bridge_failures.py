@@ -208,9 +208,7 @@ def test_a_group_of_the_same_session_follows_another_and_leaves_nothing_watching
         control = prepare_control(arena, 1)
         client.join(RUN, generation=0, group=group, size=1, control=control.path, deadline=within)
         client.leave(within)
-    assert eventually(lambda: client.count_blocks("test_mizzle") == 3, within_s=5), (
-        "bell, letterbox and alarm: the last"
-    )
+    assert eventually(lambda: client.count_blocks("test_mizzle") == 3, within_s=5), "of the last group alone"
     assert open_memory(jvm_pid(client)) <= before + 1, "one control region for all"
     pid = jvm_pid(client)
     bridge.end()

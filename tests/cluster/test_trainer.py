@@ -145,8 +145,9 @@ def test_a_16_bit_wire_gives_the_same_bits_from_run_to_run(
     spark_local: SparkSession, reference: TrainingResult, wire: str
 ) -> None:
     training = Training(Mlp, digits(), sgd, options={"wire": wire})
-    results = [fit(spark_local, training, run={"transport": transport}) for transport in ("shm", "blocks")]
+    results = [fit(spark_local, training, run={"transport": "blocks"}) for _ in range(2)]
     assert_equal_bits(*results)
+    assert_equal_bits(reference, fit(spark_local, training, run={"transport": "shm"}))  # nothing travels there
     assert results[0].history.losses != reference.history.losses
     assert results[0].history.losses == pytest.approx(reference.history.losses, rel=0.02)
 
