@@ -1,20 +1,24 @@
-"""What an all-reduce costs in messages and bytes, counted at the stores and compared with docs/collectives.md."""
+"""What an all-reduce costs in messages, bytes and memory: counted, and compared with docs/collectives.md."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import cast
 
 import pytest
 import torch
 
-from harness import RUN, run_ranks
+from harness import RUN, memory_stores, run_ranks
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId, DType, Kind
-from mizzle.blocks.memory import MemoryFabric, MemoryPending, MemoryStore
+from mizzle.blocks.memory import MemoryFabric, MemoryPending, MemoryRegion, MemoryStore
 from mizzle.blocks.store import BlockStore, Board, Fetched, Span
 from mizzle.collectives import Communicator, Exchange, ExchangeLayout, Wire
+from mizzle.collectives.routes import Routes
 from mizzle.collectives.tree import cover
+from mizzle.collectives.window import Window
+from mizzle.scheduling.cost import CostModel
 
 Islands = tuple[tuple[int, ...], ...]
 
@@ -212,3 +216,49 @@ def test_a_tiny_all_gather_of_an_exchange_is_one_message_for_each_peer() -> None
 
     assert [(one.messages.told, one.posts) for one in counted(placed(2, 2), body)] == [(3, 0)] * 4
     assert [(one.messages.told, one.posts) for one in counted(placed(1, 4), body)] == [(0, 1)] * 4
+
+
+class Regions:
+    """Stands for a store where only the sizes of regions matter."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+
+    def region(self, name: str, num_bytes: int) -> MemoryRegion:  # noqa: ARG002 - none is needed
+        return MemoryRegion(name, 0)
+
+
+@pytest.mark.parametrize(("hosts", "ranks"), [(1, 4), (2, 1), (2, 2), (4, 1), (4, 4), (16, 1), (16, 2), (64, 1)])
+@pytest.mark.parametrize("num_elements", [50_000, 7_000_000, 138_357_544])
+@pytest.mark.parametrize("wire", [Wire.FP32, Wire.BF16])
+def test_a_window_is_no_larger_than_the_plan_says(hosts: int, ranks: int, num_elements: int, wire: Wire) -> None:
+    size = hosts * ranks
+    layout = ExchangeLayout(num_elements, size, tuple((rank,) for rank in range(size)))
+    routes = Routes(layout, placed(hosts, ranks), 0)
+    window = Window.of(cast("BlockStore", Regions(size)), layout, routes, (wire, Wire.FP32))
+    foretold = CostModel(num_parameters=num_elements, compute_s=1, bytes_per_s=1).memory(size, hosts=hosts).window
+    ranges = 2 * (hosts - 1)
+    assert window.num_bytes <= foretold + ranges * 4 * 1024, "ranges are whole multiples of 1024 elements"
+    assert (window.num_bytes > 0) == (hosts > 1)
+    assert window.depth >= min(2, len(layout.buckets))
+
+
+@pytest.mark.parametrize(("hosts", "ranks"), [(1, 4), (2, 2), (4, 1)])
+@pytest.mark.parametrize("weights_wire", [Wire.FP32, Wire.BF16])
+def test_an_exchange_holds_what_the_plan_says(hosts: int, ranks: int, weights_wire: Wire) -> None:
+    num_elements, size = 4 * 100 * 1024, hosts * ranks
+    layout = ExchangeLayout(num_elements, size, tuple((rank,) for rank in range(size)), stripe=size * 5 * 1024)
+
+    def body(store: BlockStore) -> dict[str, int]:
+        exchange = Exchange(store, layout, wire=Wire.FP32, weights_wire=weights_wire, timeout_s=20)
+        assert sum(map(len, exchange.master)) == num_elements // size
+        return exchange.memory_bytes()
+
+    plan = CostModel(num_parameters=num_elements, compute_s=1, bytes_per_s=1).memory(
+        size, hosts=hosts, optimizer_state=0, narrow_weights=weights_wire is not Wire.FP32
+    )
+    for held in run_ranks(size, body, stores=memory_stores(size, in_place=True, islands=placed(hosts, ranks))):
+        assert held["weights"] == plan.weights
+        assert (held["gradients"], held["reduced"], held["master"]) == (plan.gradients, plan.reduced, plan.master)
+        assert 0 <= held["incoming"] <= plan.window
+        assert sum(held.values()) <= plan.sum
