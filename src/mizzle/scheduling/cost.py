@@ -23,7 +23,7 @@ from mizzle.errors import ConfigError
 _FP32_BYTES = 4
 _PAGE_BYTES = 4096
 # Of a bucket, what a rank owns of it: as `mizzle.collectives.layout` cuts the vector.
-_SHORTEST_RANGE_BYTES, _LONGEST_RANGE_BYTES, _LEAST_BUCKETS = 64 * 1024, 1024 * 1024, 4
+_SHORTEST_RANGE_BYTES, _LONGEST_RANGE_BYTES, _LEAST_BUCKETS, _MOST_BUCKETS = 64 * 1024, 1024 * 1024, 4, 512
 _MEDIAN_TO_SIGMA = 1.4826  # of the absolute errors, where they are normal
 _DISTURBED = 2.5  # sigmas from which on a point is left out
 
@@ -274,8 +274,7 @@ class CostModel:
 
 
 def _window(part: int, hosts: int) -> int:
-    """Room for two ranges from every other host, or for 2/N of the vector, whichever is more."""
-    if hosts == 1:
-        return 0
-    piece = min(part, _LONGEST_RANGE_BYTES, max(_SHORTEST_RANGE_BYTES, part // _LEAST_BUCKETS))
-    return max(2 * part, 2 * (hosts - 1) * piece)
+    """Room for eight ranges from every other host if they fit into 2/N of the vector, for two in any case."""
+    longest = max(_LONGEST_RANGE_BYTES, part // _MOST_BUCKETS)
+    each = (hosts - 1) * min(part, longest, max(_SHORTEST_RANGE_BYTES, part // _LEAST_BUCKETS))
+    return min(8 * each, max(2 * part, 2 * each))

@@ -159,10 +159,14 @@ def test_memory_by_hand() -> None:
     assert model.memory(1).sum == 20_000_000
 
 
-def test_many_hosts_need_room_for_two_ranges_of_each() -> None:
-    model = CostModel(num_parameters=1_000_000, compute_s=0.1, bytes_per_s=1e9)
-    assert model.memory(16).window == 2 * 15 * 65536, "16 K elements are the shortest range"
-    assert CostModel(num_parameters=10**9, compute_s=0.1, bytes_per_s=1e9).memory(16).window == 2 * 4 * 10**9 // 16
+def test_a_window_has_room_for_two_ranges_of_every_other_host_and_at_most_eight() -> None:
+    def window(num_parameters: int, hosts: int) -> int:
+        return CostModel(num_parameters=num_parameters, compute_s=0.1, bytes_per_s=1e9).memory(hosts).window
+
+    assert window(1_000_000, 16) == 2 * 15 * 65536, "16 K elements are the shortest range"
+    assert window(1_000_000, 4) == 2 * 1_000_000, "2/N of the vector, between two and eight"
+    assert window(10**9, 16) == 8 * 15 * 2**20, "a megabyte is the longest range"
+    assert window(2**31, 2) == 8 * 2**23, "unless there are more than 512 of them"
 
 
 @settings(deadline=None)
