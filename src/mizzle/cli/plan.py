@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
+from enum import Enum
 from typing import Annotated, Any
 
 import typer
@@ -26,6 +27,14 @@ _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", re.IGNORECASE)
 _LAUNCH_HELP = "Driver's milliseconds per {}; measure yours, the default is from a small virtual machine."
 
 
+class WeightsWire(Enum):
+    """Element types in which weights may travel."""
+
+    FP32 = "fp32"
+    BF16 = "bf16"
+    FP16 = "fp16"
+
+
 def plan(
     *,
     parameters: Annotated[str, typer.Option(help="Of the model: a number, with K, M or B for 10^3, 10^6, 10^9.")],
@@ -34,9 +43,13 @@ def plan(
     bandwidth: Annotated[str, typer.Option(help="Of a rank, in each direction: Mbit or Gbit (a second).")] = "10Gbit",
     latency: Annotated[str, typer.Option(help="Of one message between ranks.")] = "0.2ms",
     sigma: Annotated[str, typer.Option(help="Standard deviation of compute between ranks.")] = "0s",
+    hosts: Annotated[
+        int | None, typer.Option(min=1, help="The ranks' memory is on, evenly.", show_default="one a rank")
+    ] = None,
     optimizer_state: Annotated[
         int, typer.Option(min=0, help="Numbers the optimizer keeps per parameter: Adam 2, SGD with momentum 1.")
     ] = 2,
+    weights_wire: Annotated[WeightsWire, typer.Option(help="As in Trainer(weights_wire=...).")] = WeightsWire.FP32,
     launch_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("job"))] = 1e3 * MEASURED_LAUNCH.a_s,
     task_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("task"))] = 1e3 * MEASURED_LAUNCH.b_s,
     group_size: Annotated[
@@ -48,9 +61,9 @@ def plan(
 
     All figures are modelled, none is measured: compute + launches / K + exchange + stragglers, without overlap.
     For comparison plain Spark with one job and with two jobs per iteration is shown: the exchange is the same there,
-    so that only scheduling differs.
+    so that only scheduling differs. Ranks on one host share memory; times are those of ranks on hosts of their own.
 
-    The JSON is {modelled, ranks, parameters, launch_s, group_size, iterations: a list of {group_size, jobs,
+    The JSON is {modelled, ranks, hosts, parameters, launch_s, group_size, iterations: a list of {group_size, jobs,
     iteration_s, compute_s, exchange_s, stragglers_s, scheduling_s, scheduling_share, group_s}, memory_bytes}.
     """
     check_writable(json)
@@ -62,20 +75,25 @@ def plan(
         latency_s=_parse(latency, _DURATIONS, "a duration", "0.2ms"),
         sigma_s=_parse(sigma, _DURATIONS, "a duration", "10ms"),
     )
-    found = predicted(model, ranks, group_size=group_size, optimizer_state=optimizer_state)
+    memory = model.memory(
+        ranks, hosts=hosts, optimizer_state=optimizer_state, narrow_weights=weights_wire is not WeightsWire.FP32
+    )
+    found = predicted(model, ranks, memory, hosts=hosts or ranks, group_size=group_size)
     write_json(json, found)
     _show(Console(), model, found)
 
 
-def predicted(model: CostModel, ranks: int, *, group_size: int | None, optimizer_state: int) -> dict[str, Any]:
+def predicted(
+    model: CostModel, ranks: int, memory: MemoryPerRank, *, hosts: int, group_size: int | None
+) -> dict[str, Any]:  # fmt: skip
     """All that the command tells, as it is written to JSON."""
     enough = model.group_size_for(ranks, _SHARE)
     sizes = sorted({1, 10, 100, enough} | ({group_size} if group_size else set()))
     plans = [(1, 2), *((size, 1) for size in sizes)]
-    memory = model.memory(ranks, optimizer_state=optimizer_state)
     return {
         "modelled": True,
         "ranks": ranks,
+        "hosts": hosts,
         "parameters": model.num_parameters,
         "launch_s": model.launch.seconds(ranks),
         "group_size": enough,
@@ -117,7 +135,9 @@ def _iteration(cost: IterationCost, group_size: int, jobs: int) -> dict[str, Any
 
 
 def _memory(memory: MemoryPerRank) -> dict[str, int]:
-    return {**asdict(memory), "sum": memory.sum}
+    parts = asdict(memory)
+    recovery = parts.pop("recovery")
+    return {**parts, "sum": memory.sum, "recovery": recovery}
 
 
 def _show(console: Console, model: CostModel, found: Mapping[str, Any]) -> None:
@@ -161,7 +181,7 @@ def _jobs(one: Mapping[str, Any]) -> str:
 
 
 def _memory_table(memory: Mapping[str, int]) -> Table:
-    shown = Table(title="memory of one rank, modelled, MB: without activations and rows")
+    shown = Table(title="memory of one rank, modelled, MB: without activations and rows; recovery comes on top")
     for name in memory:
         shown.add_column(name, justify="right")
     shown.add_row(*(f"{num_bytes / 1e6:,.1f}" for num_bytes in memory.values()))

@@ -21,6 +21,9 @@ from numpy.typing import NDArray
 from mizzle.errors import ConfigError
 
 _FP32_BYTES = 4
+_PAGE_BYTES = 4096
+# Of a bucket, what a rank owns of it: as `mizzle.collectives.layout` cuts the vector.
+_SHORTEST_RANGE_BYTES, _LONGEST_RANGE_BYTES, _LEAST_BUCKETS, _MOST_BUCKETS = 64 * 1024, 1024 * 1024, 4, 512
 _MEDIAN_TO_SIGMA = 1.4826  # of the absolute errors, where they are normal
 _DISTURBED = 2.5  # sigmas from which on a point is left out
 
@@ -136,28 +139,33 @@ class IterationCost:
 
 @dataclass(frozen=True, slots=True)
 class MemoryPerRank:
-    """Bytes of one rank besides activations and rows, with sharded optimizer state, one node of the sum, fp32 wire.
+    """The most bytes that one rank holds besides activations and rows (docs/collectives.md derives them).
+
+    For one shard a rank, hosts whose ranks make one node of the sum, sharded optimizer state and no error feedback;
+    without what ranges are rounded up to, which is a few percent of a small model.
 
     Attributes:
-        weights: the flat vector that the model's parameters are views of.
+        weights: this rank's part of the vector that the models of its host share.
         gradients: the flat vector that ``.grad`` are views of.
-        incoming: the own slice as the other ranks contribute it.
-        total: the own slice of the sum.
-        optimizer: its state for the own slice.
-        boundaries: weights and optimizer state of the own slice at the last two boundaries.
+        reduced: the own ranges of the sum.
+        window: where gradients and rounded weights of other hosts arrive, and where own ones are rounded.
+        master: the own ranges in fp32, where weights travel in 16 bits.
+        optimizer: its state for the own ranges.
+        recovery: on top, states of two boundaries in the arena; it is no part of `sum`.
     """
 
     weights: int
     gradients: int
-    incoming: int
-    total: int
+    reduced: int
+    window: int
+    master: int
     optimizer: int
-    boundaries: int
+    recovery: int
 
     @property
     def sum(self) -> int:
-        """All of it."""
-        return self.weights + self.gradients + self.incoming + self.total + self.optimizer + self.boundaries
+        """What an iteration needs."""
+        return self.weights + self.gradients + self.reduced + self.window + self.master + self.optimizer
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -238,18 +246,35 @@ class CostModel:
         fits = size > 1 and self.iteration(ranks, size - 1).scheduling_share <= share
         return size - 1 if fits else size
 
-    def memory(self, ranks: int, *, optimizer_state: int = 2) -> MemoryPerRank:
-        """Memory of one rank.
+    def memory(
+        self, ranks: int, *, hosts: int | None = None, optimizer_state: int = 2, narrow_weights: bool = False
+    ) -> MemoryPerRank:
+        """Memory of one rank, at most.
 
         Args:
             ranks: N.
+            hosts: H, that the ranks are spread over evenly; None: each has one of its own.
             optimizer_state: numbers that the optimizer keeps per parameter: 2 for Adam, 1 for SGD with momentum.
+            narrow_weights: whether weights travel in 16 bits.
         """
+        hosts = ranks if hosts is None else hosts
         if ranks < 1 or optimizer_state < 0:
             raise ConfigError(f"{ranks} ranks, {optimizer_state} numbers per parameter: give at least 1 and 0")
+        if hosts < 1 or ranks % hosts:
+            raise ConfigError(f"{ranks} ranks do not spread evenly over {hosts} hosts: give a divisor of the ranks")
         vector = self.num_parameters * _FP32_BYTES
         part = -(-self.num_parameters // ranks) * _FP32_BYTES
+        rounded = part // 2 if narrow_weights else 0
+        state = (1 + optimizer_state) * part
         return MemoryPerRank(
-            weights=vector, gradients=vector, incoming=(ranks - 1) * part, total=part,
-            optimizer=optimizer_state * part, boundaries=2 * (1 + optimizer_state) * part,
+            weights=-(-vector * hosts // ranks), gradients=vector, reduced=part,
+            window=_window(part, hosts) + rounded, master=part if narrow_weights else 0,
+            optimizer=optimizer_state * part, recovery=2 * max(_PAGE_BYTES, 1 << (state - 1).bit_length()),
         )  # fmt: skip
+
+
+def _window(part: int, hosts: int) -> int:
+    """Room for eight ranges from every other host if they fit into 2/N of the vector, for two in any case."""
+    longest = max(_LONGEST_RANGE_BYTES, part // _MOST_BUCKETS)
+    each = (hosts - 1) * min(part, longest, max(_SHORTEST_RANGE_BYTES, part // _LEAST_BUCKETS))
+    return min(8 * each, max(2 * part, 2 * each))

@@ -46,7 +46,11 @@ def test_the_json_holds_the_models_figures_for_the_usual_group_sizes_and_the_cho
         assert one["iteration_s"] == pytest.approx(cost.total_s)
         assert one["scheduling_share"] == pytest.approx(cost.scheduling_share)
         assert one["group_s"] == pytest.approx(cost.total_s * one["group_size"])
-    assert found["memory_bytes"]["sum"] == model.memory(64, optimizer_state=2).sum
+    memory = model.memory(64, optimizer_state=2)
+    assert found["hosts"] == 64
+    assert found["memory_bytes"]["sum"] == memory.sum
+    assert found["memory_bytes"]["recovery"] == memory.recovery
+    assert sum(found["memory_bytes"].values()) == 2 * memory.sum + memory.recovery, "every part once, and their sum"
 
 
 def test_what_is_printed_says_that_it_is_modelled_and_fits_a_terminal() -> None:
@@ -79,13 +83,19 @@ def test_a_group_size_of_ones_own_is_shown_beside_the_others(tmp_path: Path) -> 
     assert 37 in [one["group_size"] for one in json.loads(path.read_text())["iterations"]]
 
 
-def test_an_optimizer_without_state_needs_less_memory(tmp_path: Path) -> None:
-    sums = []
-    for state in ("0", "2"):
-        path = tmp_path / f"{state}.json"
-        invoke(*SEVEN_MILLION, "--optimizer-state", state, "--json", str(path))
-        sums.append(json.loads(path.read_text())["memory_bytes"]["sum"])
-    assert sums[1] - sums[0] == 3 * 2 * 4 * 7_000_000 // 64, "in use, and at two boundaries"
+def test_memory_depends_on_the_optimizer_on_hosts_and_on_the_wire_of_weights(tmp_path: Path) -> None:
+    def needed(*options: str) -> dict[str, int]:
+        path = tmp_path / "plan.json"
+        assert invoke(*SEVEN_MILLION, *options, "--json", str(path)).exit_code == 0
+        memory: dict[str, int] = json.loads(path.read_text())["memory_bytes"]
+        return memory
+
+    part = 4 * 7_000_000 // 64
+    usual = needed()
+    assert usual["sum"] - needed("--optimizer-state", "0")["sum"] == 2 * part
+    assert usual["weights"] - needed("--hosts", "8")["weights"] == 4 * 7_000_000 * 7 // 8
+    narrow = needed("--weights-wire", "bf16")
+    assert (usual["master"], narrow["master"], narrow["window"] - usual["window"]) == (0, part, part // 2)
 
 
 @pytest.mark.parametrize(
@@ -110,7 +120,8 @@ def test_half_a_parameter_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize(
     ("option", "value", "complaint"),
-    [("--compute", "1", "'1' is not a duration"), ("--bandwidth", "10GB", "'10GB' is not a bandwidth"),
+    [("--hosts", "7", "64 ranks do not spread evenly over 7 hosts"),
+     ("--compute", "1", "'1' is not a duration"), ("--bandwidth", "10GB", "'10GB' is not a bandwidth"),
      ("--bandwidth", "0Gbit", "bytes_per_s is 0"), ("--latency", "5m", "'5m' is not a duration"),
      ("--sigma", "5%", "'5%' is not a duration"), ("--parameters", "many", "'many' is not a number of parameters")],
 )  # fmt: skip
@@ -119,7 +130,17 @@ def test_a_bad_value_is_named(option: str, value: str, complaint: str) -> None:
         invoke(*SEVEN_MILLION, option, value)
 
 
-@pytest.mark.parametrize("arguments", [("--ranks", "0"), ("--group-size", "0"), ("--optimizer-state", "-1"), ()])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("--ranks", "0"),
+        ("--group-size", "0"),
+        ("--optimizer-state", "-1"),
+        ("--hosts", "0"),
+        ("--weights-wire", "int8"),
+        (),
+    ],
+)
 def test_a_wrong_or_missing_option_exits_with_2(arguments: tuple[str, ...]) -> None:
     given = (*SEVEN_MILLION, *arguments) if arguments else ("--ranks", "2")
     assert invoke(*given).exit_code == 2
@@ -128,6 +149,6 @@ def test_a_wrong_or_missing_option_exits_with_2(arguments: tuple[str, ...]) -> N
 def test_help_names_every_option() -> None:
     done = CliRunner().invoke(entry.app, ["plan", "--help"], env={"COLUMNS": "200", "TERM": "dumb"})
     plain = re.sub(r"\x1b\[[0-9;]*m", "", done.output)
-    options = ("--parameters --ranks --compute --bandwidth --latency --sigma --optimizer-state --launch-ms --task-ms "
-               "--group-size --json")  # fmt: skip
+    options = ("--parameters --ranks --compute --bandwidth --latency --sigma --hosts --optimizer-state --weights-wire "
+               "--launch-ms --task-ms --group-size --json")  # fmt: skip
     assert [option for option in options.split() if option not in plain] == []

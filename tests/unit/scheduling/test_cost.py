@@ -147,21 +147,36 @@ def test_where_nothing_else_takes_time_no_group_size_is_enough() -> None:
 
 
 def test_memory_by_hand() -> None:
-    model = CostModel(num_parameters=1000, compute_s=0.1, bytes_per_s=1e9)
-    memory = model.memory(4, optimizer_state=2)
-    assert (memory.weights, memory.gradients) == (4000, 4000)
-    assert (memory.incoming, memory.total, memory.optimizer, memory.boundaries) == (3000, 1000, 2000, 6000)
-    assert memory.sum == 20000
+    model = CostModel(num_parameters=1_000_000, compute_s=0.1, bytes_per_s=1e9)
+    memory = model.memory(4, hosts=2, optimizer_state=2)
+    assert (memory.weights, memory.gradients, memory.reduced) == (2_000_000, 4_000_000, 1_000_000)
+    assert (memory.window, memory.master, memory.optimizer) == (2_000_000, 0, 2_000_000)
+    assert memory.sum == 11_000_000
+    assert memory.recovery == 2 * 4_194_304, "3 MB each, in regions of a power of two"
+    narrow = model.memory(4, hosts=2, optimizer_state=2, narrow_weights=True)
+    assert (narrow.window, narrow.master) == (2_500_000, 1_000_000)
+    assert model.memory(4, hosts=1).window == 0, "nothing arrives from anywhere"
+    assert model.memory(1).sum == 20_000_000
+
+
+def test_a_window_has_room_for_two_ranges_of_every_other_host_and_at_most_eight() -> None:
+    def window(num_parameters: int, hosts: int) -> int:
+        return CostModel(num_parameters=num_parameters, compute_s=0.1, bytes_per_s=1e9).memory(hosts).window
+
+    assert window(1_000_000, 16) == 2 * 15 * 65536, "16 K elements are the shortest range"
+    assert window(1_000_000, 4) == 2 * 1_000_000, "2/N of the vector, between two and eight"
+    assert window(10**9, 16) == 8 * 15 * 2**20, "a megabyte is the longest range"
+    assert window(2**31, 2) == 8 * 2**23, "unless there are more than 512 of them"
 
 
 @settings(deadline=None)
-@given(model=MODELS, ranks=st.integers(1, 1000), state=st.integers(0, 4))
-def test_more_ranks_need_less_memory_each_but_never_less_than_three_vectors(
-    model: CostModel, ranks: int, state: int
-) -> None:
-    one, many = model.memory(1, optimizer_state=state), model.memory(ranks, optimizer_state=state)
-    rounding = 4 * ranks * (4 + 3 * state)  # slices are whole elements
-    assert 12 * model.num_parameters <= many.sum <= one.sum + rounding
+@given(model=MODELS, hosts=st.integers(1, 5), ranks=st.integers(1, 100), state=st.integers(0, 4))
+def test_few_hosts_keep_weights_gradients_and_three_parts(model: CostModel, hosts: int, ranks: int, state: int) -> None:
+    memory = model.memory(hosts * ranks, hosts=hosts, optimizer_state=state)
+    vector, part = 4 * model.num_parameters, 4 * -(-model.num_parameters // (hosts * ranks))
+    least_window = 2 * (hosts - 1) * min(part, 65536)
+    assert memory.sum <= vector + vector + max(3 * part, part + least_window) + state * part
+    assert memory.recovery >= 2 * (1 + state) * part
 
 
 @pytest.mark.parametrize(
@@ -186,5 +201,7 @@ def test_arguments_without_a_meaning_are_refused() -> None:
         model.group_size_for(1, 0.0)
     with pytest.raises(ConfigError, match="0 ranks"):
         model.memory(0)
+    with pytest.raises(ConfigError, match="4 ranks do not spread evenly over 3 hosts"):
+        model.memory(4, hosts=3)
     with pytest.raises(ConfigError, match="b_s of a launch is -1"):
         LaunchCost(a_s=0, b_s=-1)
