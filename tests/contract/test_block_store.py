@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from contract.stores import Ranks
 from harness import RUN, outcomes, run_ranks
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Kind
-from mizzle.blocks.store import BlockStore, Fetched, Span
+from mizzle.blocks.store import BlockStore, Fetched, Region, Span
 from mizzle.errors import (
     BlockExists,
     CollectiveMismatch,
@@ -305,3 +305,21 @@ def test_many_ranks_trade_blocks_at_once(open_ranks: Open) -> None:
 
     for r, found in enumerate(outcomes(open_ranks(size).stores, rank)):
         assert found == [bytes([q]) * 5000 for q in range(size) if q != r]
+
+
+def test_shared_memory_is_one_for_an_island_and_another_one_for_each_generation(open_ranks: Open) -> None:
+    ranks = open_ranks(3)
+    deadline = Deadline.after(10)
+
+    def shared(stores: Sequence[BlockStore]) -> list[Region]:
+        return run_ranks(3, lambda store: store.island.shared("weights", 4096, deadline), stores=stores)
+
+    old = shared(ranks.stores)
+    for rank, region in enumerate(old):
+        region.buffer[rank] = rank + 1
+    for island in ranks.stores[0].islands:
+        for rank in island:
+            assert [old[rank].buffer[other] for other in island] == [other + 1 for other in island]
+    new = shared(ranks.reopen(1))
+    old[0].buffer[0] = 77
+    assert not any(any(region.buffer) for region in new), "what an old rank writes is seen by new ones"

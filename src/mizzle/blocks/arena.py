@@ -59,6 +59,10 @@ class Arena(Protocol):
         """The region of that name, at least so long: the one there is, or a new zeroed one."""
         ...
 
+    def renew(self, name: str, num_bytes: int) -> MappedRegion:
+        """New zeroed memory in place of the region of that name: who still has the old one changes nothing here."""
+        ...
+
     def adopt(self, name: str, path: str, num_bytes: int) -> MappedRegion:
         """A region that another rank of this host made, to be written to as well.
 
@@ -171,8 +175,10 @@ class LocalArena:
     def region(self, name: str, num_bytes: int) -> MappedRegion:
         """As `Arena.region`."""
         old = self._regions.get(name)
-        if old is not None and old.size >= num_bytes:
-            return old
+        return old if old is not None and old.size >= num_bytes else self.renew(name, num_bytes)
+
+    def renew(self, name: str, num_bytes: int) -> MappedRegion:
+        """As `Arena.renew`."""
         fd, path = allocate(name, max(1, num_bytes), self._directory)
         region = MappedRegion(
             name, str(path), -1, os.fstat(fd).st_ino, map_descriptor(fd, max(1, num_bytes), writable=True)
@@ -212,8 +218,10 @@ class BridgeArena:
     def region(self, name: str, num_bytes: int) -> MappedRegion:
         """As `Arena.region`."""
         old = self._regions.get(name)
-        if old is not None and old.size >= num_bytes:
-            return old
+        return old if old is not None and old.size >= num_bytes else self.renew(name, num_bytes)
+
+    def renew(self, name: str, num_bytes: int) -> MappedRegion:
+        """As `Arena.renew`."""
         size = max(1, num_bytes)
         fd, path = allocate(name, size, self._directory)
         try:

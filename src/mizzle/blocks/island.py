@@ -6,7 +6,7 @@ blocks travel. Both ends know all islands alike, so everybody knows who speaks f
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from mizzle.blocks.deadline import Deadline
@@ -41,7 +41,8 @@ class Island(Protocol):
     def shared(self, name: str, num_bytes: int, deadline: Deadline) -> Region:
         """Memory that all ranks of the island write to and read: the same for the same name, zeroed when it is new.
 
-        The lowest rank makes it, the others wait for it. Who writes where and when is the callers' to agree on.
+        The lowest rank makes it, the others wait for it. Every generation has its own: a rank that was left behind
+        writes to what nobody reads. Who writes where and when is the callers' to agree on.
 
         Raises:
             CollectiveTimeout: the lowest rank did not make it in time.
@@ -79,14 +80,15 @@ class Alone:
 
     Args:
         rank: which.
-        regions: makes its regions.
+        renew: makes a region of that name and length anew.
     """
 
-    def __init__(self, rank: int, regions: RegionMaker) -> None:
+    def __init__(self, rank: int, renew: Callable[[str, int], Region]) -> None:
         """See the class."""
         self.ranks: tuple[int, ...] = (rank,)
         self.board: Board = Silence()
-        self._regions = regions
+        self._renew = renew
+        self._shared: dict[str, Region] = {}
 
     def place(self, region: Region) -> bytes:  # noqa: ARG002 - nobody looks
         """Nothing to tell."""
@@ -102,21 +104,16 @@ class Alone:
 
     def shared(self, name: str, num_bytes: int, deadline: Deadline) -> Region:  # noqa: ARG002 - nobody is waited for
         """A region of its own."""
-        return self._regions.region(f"shared.{name}", num_bytes)
+        region = self._shared.get(name)
+        if region is None or len(region.buffer) < num_bytes:
+            region = self._shared[name] = self._renew(f"shared.{name}", num_bytes)
+        return region
 
     def tell(self, count: int) -> None:
         """Nobody listens."""
 
     def await_told(self, rank: int, count: int, deadline: Deadline) -> None:
         """Nobody is waited for."""
-
-
-class RegionMaker(Protocol):
-    """What makes a rank's regions: a store."""
-
-    def region(self, name: str, num_bytes: int) -> Region:
-        """See `mizzle.blocks.store.BlockStore.region`."""
-        ...
 
 
 def islands_of(neighbours: Sequence[object]) -> tuple[tuple[int, ...], ...]:

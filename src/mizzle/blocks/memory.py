@@ -258,7 +258,7 @@ class MemoryStore:
         self.islands = fabric.islands
         self._fabric = fabric
         self._blocks = OwnBlocks(run, rank)
-        self.island: Island = Alone(rank, self)
+        self.island: Island = Alone(rank, lambda name, num_bytes: self.region(f"{name}.{generation}", num_bytes))
         if len(self.islands) < self.size:
             self.island = MemoryIsland(fabric, self, self._blocks)
         self.board: Board | None = self.island.board if len(self.island.ranks) == self.size > 1 else None
@@ -316,7 +316,8 @@ class MemoryIsland:
 
     def shared(self, name: str, num_bytes: int, deadline: Deadline) -> Region:  # noqa: ARG002 - it is there at once
         """See `Island.shared`."""
-        return self._fabric.region(self._store.run, self.ranks[0], f"shared.{name}", num_bytes)
+        name = f"shared.{self._store.generation}.{name}"
+        return self._fabric.region(self._store.run, self.ranks[0], name, num_bytes)
 
     def tell(self, count: int) -> None:
         """See `Island.tell`."""

@@ -83,7 +83,7 @@ class SharedIsland:
     def _make_or_find(self, name: str, num_bytes: int, deadline: Deadline) -> MappedRegion:
         maker = self.ranks[0]
         if maker == self._rank:
-            region = self._arena.region(f"shared.{name}", num_bytes)
+            region = self._arena.renew(f"shared.{name}", num_bytes)
             self._own.lay_out(name, place_of(region))
             return region
         control = self._peers[maker].control

@@ -79,7 +79,7 @@ class TransferStore:
         self.size = len(membership.peers)
         self.board: Board | None = None
         self.islands = islands or islands_of(range(self.size))
-        self.island: Island = Alone(self.rank, self)
+        self.island: Island = Alone(self.rank, arena.renew)
         self._client = client
         self._arena = arena
         self._timeout_s = timeout_s

@@ -55,7 +55,7 @@ class TreeCombiner:
 
         Args:
             sources: disjoint nodes of the tree -> (n,) values, of any float type or that of ``out``.
-            out: (n,), of the combiner's dtype; overlaps no source.
+            out: (n,), of the combiner's dtype; may be one of the sources as a whole, and overlaps none in part.
 
         Raises:
             ConfigError: the nodes overlap or are not of this tree.

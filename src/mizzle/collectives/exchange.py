@@ -73,6 +73,7 @@ class Exchange:
     ``store.abort`` itself.
 
     Attributes:
+        num_elements: M, length of the vectors.
         owned: the own ranges, ascending: one of each bucket, without empty ones.
         buckets: what is announced and travels by itself.
         nodes: the tree nodes that this rank contributes, each the sum of its shards.
@@ -83,7 +84,7 @@ class Exchange:
         self, store: BlockStore, layout: ExchangeLayout, *, wire: Wire, weights_wire: Wire = Wire.FP32,
         error_feedback: bool = False, timeout_s: float, timeline: Timeline = NO_TIMELINE,
     ) -> None:  # fmt: skip
-        """Map the regions "gradients.<k>" per node, and "incoming" where bytes travel.
+        """Map the regions "gradients.<k>" per node, and "window" where bytes travel.
 
         Args:
             store: the door to the peers; every rank makes its exchange at the same time.
@@ -109,6 +110,7 @@ class Exchange:
         self._routes = Routes(layout, store.islands, store.rank)
         self.crosses_hosts = len(store.islands) > 1
         self._weights_wire = weights_wire
+        self.num_elements = layout.num_elements
         self.owned = layout.owned(store.rank)
         self.buckets = layout.buckets
         self.nodes = layout.nodes(store.rank)

@@ -36,7 +36,7 @@ class Window:
         """Room for as many buckets as 2/N of the vector hold, but two at least and eight at most.
 
         Args:
-            store: makes the region "incoming".
+            store: makes the region "window".
             layout: of the exchange.
             routes: of this rank.
             wires: of contributions, and of weights.
@@ -55,7 +55,7 @@ class Window:
         affordable = 2 * layout.num_elements * _FP32_BYTES // store.size // (places * stride)
         depth = min(len(buckets), _MAX_DEPTH, max(_MIN_DEPTH, affordable))
         num_bytes = depth * places * stride
-        return cls(store.region("incoming", num_bytes), depth, stride, num_bytes)
+        return cls(store.region("window", num_bytes), depth, stride, num_bytes)
 
     def span(self, turn: int, place: int, num_bytes: int) -> Span | None:
         """Where the block for a place of the ``turn``-th bucket goes; free again ``depth`` turns later."""

@@ -347,7 +347,7 @@ class RankTrainer:
         )
 
     def _check(self) -> None:
-        num_elements = self._exchange.weights.numel()
+        num_elements = self._exchange.num_elements
         if num_elements != self._flat.num_elements:
             raise ConfigError(f"the exchange is for {num_elements} elements, the model has {self._flat.num_elements}")
         held = {shard for node in self._exchange.nodes for shard in range(node.lo, node.hi)}

@@ -97,7 +97,7 @@ def test_contributions_and_weights_lie_in_named_regions() -> None:
     exchange = Exchange(store, ExchangeLayout(10, 3, ((0, 1, 2),)), wire=Wire.FP32, timeout_s=1)
     exchange.weights[0] = 1.5
     exchange.contribution(exchange.nodes[0])[1] = 2.5
-    assert torch.frombuffer(store.region("shared.weights", 40).buffer, dtype=torch.float32)[0] == 1.5
+    assert torch.frombuffer(store.region("shared.weights.0", 40).buffer, dtype=torch.float32)[0] == 1.5
     assert torch.frombuffer(store.region("gradients.0", 40).buffer, dtype=torch.float32)[1] == 2.5
 
 

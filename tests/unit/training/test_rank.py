@@ -231,4 +231,4 @@ def test_a_model_that_writes_to_its_weights_is_refused_because_they_are_shared()
     assert len(train(harmless, PLACEMENTS[2], harmless.plans(2))[0].losses) == 2
     training = Training(lambda: Renormed(max_norm=0.1), digits(), sgd)
     with pytest.raises(ModelError, match=r"'table\.weight' was written to during forward"):
-        train(training, PLACEMENTS[2], training.plans(1))
+        train(training, PLACEMENTS[1], training.plans(1))
