@@ -83,6 +83,7 @@ def test_bench_measures_verifies_and_records_every_system_on_separate_executors(
     for record in done.json:
         assert list(record) == [
             "system", "transport", "workers", "bytes", "median_s", "p95_s", "min_s", "repeats", "verified",
+            "host_cpu_s",
         ]  # fmt: skip
         assert (record["workers"], record["bytes"], record["repeats"], record["verified"]) == (2, 1024, 3, True)
         assert 0 < record["min_s"] <= record["median_s"] <= record["p95_s"]

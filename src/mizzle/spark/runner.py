@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from py4j.protocol import Py4JError
-from pyspark import RDD, Broadcast, SparkContext, cloudpickle
+from pyspark import RDD, Broadcast, SparkContext, TaskContext, cloudpickle
 from pyspark.errors import PySparkException
 
 from mizzle.blocks.deadline import Deadline
@@ -36,6 +36,7 @@ from mizzle.spark.placement import drain, here, placed
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _CHUNK_BYTES = 16 * 1024 * 1024
+_COPY_WAITS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,6 +255,11 @@ def _read_memory(wishes: Sequence[tuple[str, Memory]], task: int, rows: Iterable
     drain(rows)
     executor, memory = wishes[task]
     if here() != executor:
+        context = TaskContext.get()
+        if context is not None and context.attemptNumber() > 0:
+            # A speculative copy must not win with nothing over the attempt that is at the right place: it waits to be
+            # killed when that one is done.
+            threading.Event().wait(_COPY_WAITS_S)
         return
     left = memory.num_bytes
     with Path(memory.path).open("rb") as file:
