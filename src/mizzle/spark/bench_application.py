@@ -65,6 +65,9 @@ class Settings:
         given = {
             "spark.driver.host": _LOOPBACK, "spark.driver.bindAddress": _LOOPBACK,
             "spark.executor.memory": f"{self.executor_mb}m", "spark.driver.memory": f"{self.driver_mb}m",
+            # Executors of a local-cluster work in a directory named after time and application, below Spark's own: two
+            # that start in the same second would share it.
+            "spark.deploy.appIdPattern": f"app-%s-%04d-{os.getpid()}",
         }  # fmt: skip
         return spark_conf(_QUIET | given) if self.with_mizzle else _QUIET | given | _DEFAULTS
 
