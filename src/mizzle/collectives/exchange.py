@@ -277,7 +277,7 @@ class Exchange:
         """All phases for a plain sum: what all ranks contribute, added up, in a shared vector.
 
         Nothing is copied where ranks see each other's memory: contributions are read where they lie, and every rank
-        writes its ranges of the sum where all read it.
+        writes its ranges of the sum where all read it. The sum travels as weights do, in ``weights_wire``.
 
         Args:
             iteration: as in `publish`.
@@ -289,8 +289,12 @@ class Exchange:
         """
         values = self.shared_vector(vector)
         self.publish(iteration, op, active=self.nodes, meta=b"")
-        self._reduce([values[own.start : own.stop] for own in self.owned])
-        self.gather(vector)
+        if self._weights_wire is Wire.FP32:
+            self._reduce([values[own.start : own.stop] for own in self.owned])
+            self._gather(vector, None)
+        else:
+            self._reduce(self._totals)
+            self._gather(vector, self._totals)
         return values
 
     def share(self, iteration: int, op: int, payload: bytes) -> list[bytes]:
@@ -319,11 +323,14 @@ class Exchange:
             vector: name of the `shared_vector`: the weights, of which `master` counts, or, for an optimizer that runs
                 unsharded, reduced gradients, which travel in fp32.
         """
+        self._gather(vector, self.master if vector == WEIGHTS else None)
+
+    def _gather(self, vector: str, master: Sequence[torch.Tensor] | None) -> None:
         with self._current() as collective:
             self._collective = None
             collective.rearm(self._timeout_s)
             region, values = self._vector(vector, shared=True)
-            self._gathering.run(collective, region, values, self.master if vector == WEIGHTS else None)
+            self._gathering.run(collective, region, values, master)
 
     def _new(self, iteration: int, op: int, signature: Signature) -> Collective:
         if not 0 <= op < OPS:

@@ -115,7 +115,9 @@ class _ExchangeRank:
     def __init__(self, context: RankContext, num_elements: int, wire: Wire) -> None:
         self.rank, self.size = context.rank, context.size
         layout = ExchangeLayout(num_elements, self.size, tuple((rank,) for rank in range(self.size)))
-        self._exchange = Exchange(context.store, layout, wire=wire, timeout_s=context.terms.timeout_s)
+        self._exchange = Exchange(
+            context.store, layout, wire=wire, weights_wire=wire, timeout_s=context.terms.timeout_s
+        )  # fmt: skip
         self._turns = itertools.count()
         self.mine = self._exchange.contribution(self._exchange.nodes[0])
 
@@ -132,7 +134,7 @@ class MizzleSeries:
 
     Attributes:
         series: what to do.
-        wire: what contributions look like on their way: "fp32", "bf16" or "fp16"; sums come back in fp32.
+        wire: what contributions and sums look like on their way: "fp32", "bf16" or "fp16".
     """
 
     series: Series

@@ -115,6 +115,19 @@ def test_a_plain_sum_lies_where_all_ranks_of_an_island_read_it(islands: Islands)
     assert len(set(found)) == len(islands)
 
 
+def test_a_plain_sum_is_rounded_as_weights_are() -> None:
+    def rank(store: BlockStore) -> torch.Tensor:
+        layout = ExchangeLayout(30_000, 2, ((0,), (1,)), stripe=6 * 1024)
+        exchange = Exchange(store, layout, wire=Wire.BF16, weights_wire=Wire.BF16, timeout_s=20)
+        exchange.contribution(exchange.nodes[0]).fill_(128.0 + store.rank)
+        total = exchange.all_reduce(0, 0).clone()
+        exchange.share(1, 0, b"")
+        return total
+
+    for found in run_ranks(2, rank, stores=memory_stores(2, in_place=True)):
+        assert (found == 256.0).all(), "257 has nine bits"
+
+
 @pytest.mark.parametrize("islands", [((0, 1),), ((0,), (1,))], ids=str)
 def test_buckets_are_reduced_before_the_ranks_have_published(islands: Islands) -> None:
     layout = ExchangeLayout(40_000, 2, ((0,), (1,)), stripe=8 * 1024)
