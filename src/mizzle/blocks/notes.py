@@ -184,7 +184,7 @@ class Control:
 
     def laid_out(self, name: str) -> Place | None:
         """Where the region of that name lies, if it was laid out."""
-        for number in range(self.words.get(LAID_AT)):
+        for number in reversed(range(self.words.get(LAID_AT))):  # the newest of a name counts
             at = _LAID_PLACES_AT + number * (_NAME_BYTES + _PLACE.size)
             if bytes(self._buffer[at : at + _NAME_BYTES]).rstrip(b"\0") == name.encode():
                 return Place.unpack(self._buffer, at + _NAME_BYTES)[0]

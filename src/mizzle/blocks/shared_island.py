@@ -87,12 +87,13 @@ class SharedIsland:
             self._own.lay_out(name, place_of(region))
             return region
         control = self._peers[maker].control
-        place = None
+        place, grace = None, None
         while place is None:
             seen = control.words.get(LAID_AT)
             place = control.laid_out(name)
             if place is None:
-                self._await_change(maker, LAID_AT, seen, deadline, f"rank {maker} to make shared region {name!r}")
+                what = f"rank {maker} to make shared region {name!r}"
+                grace = self._await_change(maker, LAID_AT, seen, deadline, what, grace)
         return self._arena.adopt(f"shared.{name}", place.path, place.region_bytes)
 
     def tell(self, count: int) -> None:
@@ -104,16 +105,21 @@ class SharedIsland:
         if rank == self._rank:
             return
         words = self._peers[rank].control.words
+        grace = None
         while (seen := words.get(TOLD_AT)) < count:
-            self._await_change(rank, TOLD_AT, seen, deadline, f"rank {rank} to come so far")
+            grace = self._await_change(rank, TOLD_AT, seen, deadline, f"rank {rank} to come so far", grace)
 
-    def _await_change(self, rank: int, at: int, seen: int, deadline: Deadline, what: str) -> None:
+    def _await_change(
+        self, rank: int, at: int, seen: int, deadline: Deadline, what: str, grace: Deadline | None
+    ) -> Deadline | None:  # fmt: skip
+        """Sleep a while; the grace that is left when some rank is lost."""
         words = self._peers[rank].control.words
         words.wait_while(at, seen, min(SLICE_S, deadline.remaining_s()))
         if words.get(at) == seen:
-            self._refuse_hopeless([rank], None)
+            grace = self._refuse_hopeless([rank], grace)
             if deadline.passed:
                 raise CollectiveTimeout(f"rank {self._rank} waited for {what}, and it did not by the deadline")
+        return grace
 
 
 def place_of(region: Region, offset: int = 0) -> Place:

@@ -10,12 +10,15 @@ from concurrent.futures import Future
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import CollectiveTimeout
 
+_COMPUTES_S = 24 * 3600.0
+"""No limit in practice: what ends a computation that fails is `Ahead.abandon`."""
+
 
 class Ahead:
     """What the rank's own thread tells the exchange's, and waits for from it.
 
     Args:
-        timeout_s: how long the exchange waits for the rank's own next bucket: one that died says nothing more.
+        timeout_s: how long the exchange waits for peers, from the rank's own bucket on.
 
     Attributes:
         timeout_s: as given.
@@ -29,6 +32,7 @@ class Ahead:
         self._meta: bytes | None = None
         self._published_at = 0.0
         self._hidden_s = 0.0
+        self._abandoned = False
         self._future: Future[list[bytes]] = Future()
 
     def start(self, work: Callable[[Ahead], list[bytes]]) -> None:
@@ -54,11 +58,17 @@ class Ahead:
             self._published_at = time.perf_counter()
             self._changed.notify()
 
+    def abandon(self) -> None:
+        """The computation has failed: whoever waits for it is told."""
+        with self._changed:
+            self._abandoned = True
+            self._changed.notify()
+
     def await_announced(self, bucket: int) -> None:
-        """Wait until a bucket is final.
+        """Wait until a bucket is final: as long as the rank computes.
 
         Raises:
-            CollectiveTimeout: the rank's own computation announced nothing for too long.
+            CollectiveTimeout: the computation was abandoned, or takes more than a day.
         """
         self._await(lambda: self._meta is not None or bucket in self._announced, f"bucket {bucket}")
 
@@ -69,17 +79,11 @@ class Ahead:
 
     def _await(self, ready: Callable[[], bool], what: str) -> None:
         with self._changed:
-            deadline = Deadline.after(self.timeout_s)
+            deadline = Deadline.after(_COMPUTES_S)
             while not ready():
-                if deadline.passed:
-                    raise CollectiveTimeout(
-                        f"this rank itself did not come to {what} in {self.timeout_s:g} s: raise the timeout if it "
-                        "computes that long"
-                    )
-                before = len(self._announced)
+                if self._abandoned or deadline.passed:
+                    raise CollectiveTimeout(f"this rank's own computation ended before it came to {what}")
                 self._changed.wait(deadline.remaining_s())
-                if len(self._announced) > before:
-                    deadline = Deadline.after(self.timeout_s)
 
     def note(self, begun_s: float) -> None:
         """Work that began at this ``time.perf_counter()`` ends now: what of it was before `publish` was hidden."""

@@ -16,6 +16,7 @@ from mizzle.errors import ConfigError
 PIECE_ELEMENTS = 128 * 1024
 """512 KB of fp32: a few of them fit into a core's second-level cache; 64 K and 256 K elements were slower."""
 
+_MAX_PLANS = 1024
 OPERATIONS: Mapping[str, Callable[..., torch.Tensor]] = {
     "sum": torch.add, "mean": torch.add, "max": torch.maximum, "min": torch.minimum,
 }  # fmt: skip
@@ -32,7 +33,7 @@ def check_reduce_op(op: str) -> None:
 
 
 class TreeCombiner:
-    """Combines sources in tree order into one vector; keeps its scratch memory and its last plan between calls.
+    """Combines sources in tree order into one vector; keeps its scratch memory and its plans between calls.
 
     Args:
         num_shards: V, the leaves of the tree.
@@ -46,7 +47,7 @@ class TreeCombiner:
         self._num_shards = num_shards
         self._dtype = dtype
         self._operation = OPERATIONS[op]
-        self._plan = plan((), num_shards)
+        self._plans: dict[tuple[Node, ...], Plan] = {}
         self._scratch = torch.empty((0, 0), dtype=dtype)
         self._widened = torch.empty((2, 0), dtype=dtype)
 
@@ -61,22 +62,26 @@ class TreeCombiner:
             ConfigError: the nodes overlap or are not of this tree.
         """
         nodes = tuple(sources)
-        if nodes != self._plan.sources:
-            self._plan = plan(nodes, self._num_shards)
+        order = self._plans.get(nodes)
+        if order is None:
+            if len(self._plans) == _MAX_PLANS:
+                self._plans.clear()
+            order = self._plans[nodes] = plan(nodes, self._num_shards)
         operands = list(sources.values())
         if not operands:
             out.zero_()
         elif len(operands) == 1:
             out.copy_(operands[0])
         else:
-            self._reserve(min(PIECE_ELEMENTS, out.numel()))
+            self._reserve(order, min(PIECE_ELEMENTS, out.numel()))
             for start in range(0, out.numel(), PIECE_ELEMENTS):
                 stop = min(out.numel(), start + PIECE_ELEMENTS)
-                self._piece(self._plan, [operand[start:stop] for operand in operands], out[start:stop])
+                self._piece(order, [operand[start:stop] for operand in operands], out[start:stop])
 
-    def _reserve(self, width: int) -> None:
-        if self._scratch.shape[0] < self._plan.num_scratch or self._scratch.shape[1] < width:
-            self._scratch = torch.empty((self._plan.num_scratch, width), dtype=self._dtype)
+    def _reserve(self, order: Plan, width: int) -> None:
+        rows, columns = self._scratch.shape
+        if rows < order.num_scratch or columns < width:
+            self._scratch = torch.empty((max(rows, order.num_scratch), max(columns, width)), dtype=self._dtype)
         if self._widened.shape[1] < width:
             self._widened = torch.empty((2, width), dtype=self._dtype)
 

@@ -78,6 +78,9 @@ class Exchange:
         buckets: what is announced and travels by itself.
         nodes: the tree nodes that this rank contributes, each the sum of its shards.
         crosses_hosts: whether some peer's memory is not seen, so that bytes travel.
+        sends_sums: whether some island adds its ranks' contributions up before it sends them.
+        keeps_contributions: whether contributions are still what they were when they have been sent: nothing is rounded
+            or added up in their place.
     """
 
     def __init__(
@@ -109,6 +112,8 @@ class Exchange:
         self._wire, self._timeout_s, self._timeline = wire, timeout_s, timeline
         self._routes = Routes(layout, store.islands, store.rank)
         self.crosses_hosts = len(store.islands) > 1
+        self.sends_sums = self.crosses_hosts and any(len(island) > 1 for island in store.islands)
+        self.keeps_contributions = not self.crosses_hosts or (wire is Wire.FP32 and not self.sends_sums)
         self._weights_wire = weights_wire
         self.num_elements = layout.num_elements
         self.owned = layout.owned(store.rank)
@@ -218,10 +223,16 @@ class Exchange:
         self._ahead = Ahead(self._timeout_s)
         self._ahead.start(work)
 
+    def abandon(self) -> None:
+        """The computation that an `open` was for has failed: the exchange's thread waits for it no longer."""
+        if self._ahead is not None:
+            self._ahead.abandon()
+
     def announce(self, bucket: int) -> None:
         """The contributions to that bucket are final, all own nodes. Any order, each once; never waits.
 
-        Any thread may call, between `open` and `publish`.
+        Any thread may call, between `open` and `publish`. From now on the exchange may write to them, unless it
+        `keeps_contributions`.
 
         Raises:
             ConfigError: there was no `open`.
@@ -240,7 +251,11 @@ class Exchange:
             meta: bytes for every rank, at most 60 KB.
         """
         if self._ahead is not None:
-            _check_meta(meta)
+            try:
+                _check_meta(meta)
+            except ConfigError:
+                self.abandon()
+                raise
             self._ahead.publish(meta)
             return
         with self._new(iteration, op, self._signature) as collective:

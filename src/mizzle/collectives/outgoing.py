@@ -20,6 +20,7 @@ from mizzle.collectives.views import over_region
 from mizzle.collectives.wire import Wire
 
 _FP32_BYTES = 4
+_FP16_MAX = 65504.0
 
 
 class Outgoing:
@@ -78,6 +79,8 @@ class Outgoing:
         if self._keeps_errors:
             error = self._errors.setdefault(key, torch.zeros(len(values)))
             values.add_(error)
+            if self._wire is Wire.FP16:
+                values.clamp_(-_FP16_MAX, _FP16_MAX)  # an error may add what the caller's look did not see
             error.copy_(values)
         packed = over_region(region, self._wire.dtype, len(values), cut.start * _FP32_BYTES)
         for start in range(0, len(values), PIECE_ELEMENTS):
@@ -85,5 +88,6 @@ class Outgoing:
             rounded = self._rounded[: stop - start]
             self._wire.encode(values[start:stop], rounded)
             if self._keeps_errors:
-                error[start:stop].sub_(rounded)
+                # What is not finite makes the caller leave the iteration out; it must not come back with the next one.
+                error[start:stop].sub_(rounded).nan_to_num_(0.0, 0.0, 0.0)
             packed[start:stop].copy_(rounded)

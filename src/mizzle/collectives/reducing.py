@@ -219,7 +219,11 @@ class Reducing:
     def _metas(self, abroad: Mapping[int, Opening], ahead: Ahead | None) -> list[bytes]:
         """Every rank's meta; who did not know it at the beginning says it now."""
         metas = {rank: opening.meta for rank, opening in (*self._openings.items(), *abroad.items())}
-        own = self._opening.meta if ahead is None else ahead.await_meta()
+        own = self._opening.meta
+        if ahead is not None:
+            own = ahead.await_meta()
+            self._collective.rearm(ahead.timeout_s)
+        # Who comes through this round knows that all its neighbours have computed: only then may weights be written.
         if not all(opening.is_final for opening in self._openings.values()):
             self._rounds.tell_island(own, CLOSING)
             said = {rank: bytes(message) for rank, message in self._rounds.hear_island(own).items()}

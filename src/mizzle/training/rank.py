@@ -109,7 +109,11 @@ class RankTrainer:
         if iterations:
             self._gather_once(iterations[0].iteration)
         with torch_threads(self._spec.threads):
-            return [self._iterate(plan) for plan in iterations]
+            try:
+                return [self._iterate(plan) for plan in iterations]
+            except BaseException:
+                self._exchange.abandon()
+                raise
 
     def evaluate(self, plan: IterationPlan, shards: Mapping[int, ShardRows]) -> Evaluation:
         """Loss and metrics of the model after the last iteration on rows it does not train on: equal on all ranks.
@@ -295,6 +299,8 @@ class RankTrainer:
         wanted = self._spec.overlap
         if not (self._exchange.crosses_hosts if wanted == "auto" else wanted):
             return None
+        if not self._exchange.keeps_contributions:
+            return None  # what is sent early is rounded or added up in its place, and is still to be looked through
         return BucketAnnouncer(self._flat, self._exchange.buckets, self._exchange.announce)
 
     def _exposed(self, name: str, plan: IterationPlan) -> AbstractContextManager[object]:
@@ -327,6 +333,8 @@ class RankTrainer:
     def _fault_of(self, report: IterationReport) -> str | None:
         """Why this iteration must not update the weights: the same text on every rank."""
         bad = report.first_not_finite
+        if bad is None and self._spec.wire is Wire.FP16 and self._exchange.sends_sums and report.peak >= _FP16_LIMIT:
+            return f"the sum of the shards' gradients may reach {report.peak:.3g}, which float16 cannot hold on its way"
         if bad is None and report.peak >= _SUM_LIMIT:
             return f"the sum of the shards' gradients may reach {report.peak:.3g}, which float32 cannot hold"
         if bad is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from random import Random
@@ -256,3 +257,67 @@ def test_buckets_are_cut_among_all_ranks_and_cover_the_vector() -> None:
             assert max(lengths) - min(lengths) <= 1024 * len(layout.buckets)
     with pytest.raises(ConfigError, match="multiple of 1024"):
         ExchangeLayout(10_000, 1, ((0,),), stripe=1000)
+
+
+@pytest.mark.parametrize(
+    ("islands", "wire", "keeps", "sends_sums"),
+    [
+        (((0, 1, 2),), Wire.BF16, True, False), (((0,), (1,), (2,)), Wire.FP32, True, False),
+        (((0,), (1,), (2,)), Wire.BF16, False, False), (((0, 1), (2,)), Wire.FP32, False, True),
+    ],
+)  # fmt: skip
+def test_an_exchange_says_whether_sending_writes_to_contributions(
+    islands: Islands, wire: Wire, *, keeps: bool, sends_sums: bool
+) -> None:
+    def rank(store: BlockStore) -> tuple[bool, bool, bool]:
+        layout = ExchangeLayout(30_000, 3, ((0,), (1,), (2,)), stripe=6 * 1024)
+        exchange = Exchange(store, layout, wire=wire, timeout_s=20)
+        mine = exchange.contribution(exchange.nodes[0]).fill_(store.rank + 1.5)
+        exchange.publish(0, 0, active=exchange.nodes, meta=b"")
+        exchange.reduce()
+        return exchange.keeps_contributions, exchange.sends_sums, bool((mine == store.rank + 1.5).all())
+
+    found = run_ranks(3, rank, stores=memory_stores(3, in_place=True, islands=islands))
+    assert all(one[:2] == (keeps, sends_sums) for one in found)
+    assert all(one[2] for one in found) == keeps
+
+
+def test_error_feedback_forgets_what_is_not_finite() -> None:
+    def rank(store: BlockStore) -> list[bool]:
+        layout = ExchangeLayout(2048, 2, ((0,), (1,)))
+        exchange = Exchange(store, layout, wire=Wire.BF16, error_feedback=True, timeout_s=20)
+        finite = []
+        for iteration in range(3):
+            value = float("inf") if iteration == 0 and store.rank == 1 else 1.0
+            exchange.contribution(exchange.nodes[0]).fill_(value)
+            exchange.publish(iteration, 0, active=exchange.nodes, meta=b"")
+            finite.append(bool(exchange.reduce().total.isfinite().all()))
+            exchange.gather()
+        return finite
+
+    assert run_ranks(2, rank) == [[False, True, True]] * 2
+
+
+def test_an_abandoned_computation_ends_the_exchange_s_thread() -> None:
+    def rank(store: BlockStore) -> bool:
+        exchange = Exchange(store, ExchangeLayout(4096, 1, ((0,),)), wire=Wire.FP32, timeout_s=600)
+        exchange.open(0, 0, active=exchange.nodes)
+        before = {thread.ident for thread in threading.enumerate() if thread.name == "mizzle-exchange"}
+        exchange.abandon()
+        return bool(before) and eventually(
+            lambda: not before & {thread.ident for thread in threading.enumerate()}, within_s=20
+        )
+
+    assert run_ranks(1, rank) == [True]
+
+
+def test_a_rank_may_compute_longer_than_it_waits_for_peers() -> None:
+    def rank(store: BlockStore) -> float:
+        exchange = Exchange(store, ExchangeLayout(4096, 2, ((0,), (1,))), wire=Wire.FP32, timeout_s=0.3)
+        exchange.contribution(exchange.nodes[0]).fill_(1.0)
+        exchange.open(0, 0, active=exchange.nodes)
+        threading.Event().wait(0.8)
+        exchange.publish(0, 0, active=exchange.nodes, meta=b"")
+        return float(exchange.reduce().total.sum())
+
+    assert sum(run_ranks(2, rank, stores=memory_stores(2))) == 2 * 4096

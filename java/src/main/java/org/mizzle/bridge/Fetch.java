@@ -17,6 +17,8 @@ final class Fetch implements Turns.Waiter, Sink.Outcome {
     void answer(BridgeException error);
   }
 
+  /** A rank is never so many blocks ahead of a reader: who says so is damaged. */
+  private static final int MAX_BEHIND = 1 << 20;
   private final Bridge bridge;
   private final Member member;
   private final Header wanted;
@@ -73,6 +75,11 @@ final class Fetch implements Turns.Waiter, Sink.Outcome {
 
   @Override
   public void announced(int behind) {
+    if (behind < 0 || behind > MAX_BEHIND) {
+      failed(new BridgeException(BridgeException.Code.CORRUPT,
+          "it says that " + behind + " blocks are behind one", wanted.source()));
+      return;
+    }
     member.turns.announced(wanted.source(), number + behind);
   }
 
