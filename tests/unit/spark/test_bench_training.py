@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -194,15 +195,13 @@ def test_mizzle_does_whole_groups_and_one_iteration_more(warmup: int, repeats: i
     assert found.iterations == sum(groups) * 4 + 1
 
 
-def fitted(model: nn.Module, told: float) -> TrainingResult:
+def fitted(model: nn.Module, mean_checksum: float) -> TrainingResult:
     """A fit of one warm-up group, two timed ones and the last iteration, each slower than the one before."""
-    history = TrainingHistory(losses=[1.0] * 13, evaluations=[Evaluation(12, 3, 2, 1.0, {"weights": told})])
+    history = TrainingHistory(losses=[1.0] * 13, evaluations=[Evaluation(12, 3, 2, 1.0, {"weights": mean_checksum})])
     for number, size in enumerate((4, 4, 4, 1)):
-        history.groups.append(GroupRecord(
-            number=number, first=4 * number, size=size, epoch=number, cut="", rows=8, loss=1.0,
-            wall_s=4.0 + 4 * number, launch_s=0, wait_s=0, compute_s=2.0 + 4 * number, exchange_s=1.0, update_s=0,
-            evaluate_s=0, boundary_s=0, driver_cpu_s=0, decision="",
-        ))  # fmt: skip
+        given: dict[str, Any] = dict.fromkeys((field.name for field in dataclasses.fields(GroupRecord)), 0.0)
+        told = {"number": number, "size": size, "wall_s": 4.0 + 4 * number, "compute_s": 2.0 + 4 * number}
+        history.groups.append(GroupRecord(**(given | told | {"exchange_s": 1.0})))
     return TrainingResult(model, history, {})
 
 
