@@ -18,13 +18,14 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import inspect
 import io
 import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -36,7 +37,6 @@ from mizzle.cli.quiet import quiet_session
 from mizzle.config import RunConfig
 from mizzle.spark.trainer import Trainer, TrainingResult
 
-Kind = Literal["fp32", "bf16", "fp16"]
 KINDS = ("fp32", "bf16", "fp16")
 SHAPE = (3, 32, 32)
 CLASSES = 10
@@ -68,14 +68,15 @@ class Wire:
             raise SystemExit(f"{text!r} is no wire: write fp32, bf16, fp16, or as in fp16/bf16+feedback")
         return cls(found[1], found[2] or "fp32", found[3] is not None)
 
-    def layout(self, ranks: int) -> RunConfig:
-        """Of a run with it; what is at its default is not asked for."""
-        asked: dict[str, Any] = {"weights_wire": self.weights} if self.weights != "fp32" else {}
-        asked |= {"error_feedback": True} if self.error_feedback else {}
-        known = {field.name for field in dataclasses.fields(RunConfig)}
-        if not asked.keys() <= known:
-            raise SystemExit(f"this mizzle has no {', '.join(sorted(asked.keys() - known))}: try another --wires")
-        return RunConfig(ranks=ranks, transport="blocks", **asked)
+    def options(self) -> dict[str, Any]:
+        """Arguments of a Trainer; what is at its default is not named."""
+        options: dict[str, Any] = {"wire": self.gradients}
+        options |= {"weights_wire": self.weights} if self.weights != "fp32" else {}
+        options |= {"error_feedback": True} if self.error_feedback else {}
+        known = inspect.signature(Trainer).parameters
+        if not options.keys() <= known.keys():
+            raise SystemExit(f"there is no {', '.join(sorted(options.keys() - known.keys()))}: try other --wires")
+        return options
 
 
 class SmallCnn(nn.Module):
@@ -139,8 +140,8 @@ def train(train_on: DataFrame, test_on: DataFrame, wire: Wire, seed: int, given:
         model, nn.functional.cross_entropy,
         partial(torch.optim.SGD, lr=LEARNING_RATE, momentum=0.9, weight_decay=5e-4),
         scheduler=partial(torch.optim.lr_scheduler.OneCycleLR, max_lr=LEARNING_RATE, total_steps=iterations),
-        global_batch_size=given.batch, max_epochs=given.epochs, seed=seed, wire=cast("Kind", wire.gradients),
-        metrics={"accuracy": accuracy}, run=wire.layout(given.ranks),
+        global_batch_size=given.batch, max_epochs=given.epochs, seed=seed,
+        metrics={"accuracy": accuracy}, run=RunConfig(ranks=given.ranks, transport="blocks"), **wire.options(),
     )  # fmt: skip
     return trainer.fit(
         train_on, features="pixels", label="label", num_classes=CLASSES, collate=collate, validation=test_on
@@ -199,7 +200,7 @@ def main() -> None:
     given = arguments()
     wires = [Wire.parse(text) for text in given.wires.split(",")]
     for wire in wires:
-        wire.layout(given.ranks)
+        wire.options()
     records: list[dict[str, Any]] = []
     with quiet_session(f"local-cluster[{given.ranks},1,2048]", conf={"spark.app.name": "mizzle compression"}) as spark:
         train_on, test_on = (pictures_of(spark, given.data / f"cifar10-{part}.parquet") for part in ("train", "test"))

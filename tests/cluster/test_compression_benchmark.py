@@ -8,7 +8,6 @@ import json
 import os
 import subprocess
 import sys
-from argparse import Namespace
 from pathlib import Path
 from types import ModuleType
 
@@ -104,7 +103,15 @@ def test_a_run_compares_every_wire_and_another_seed_with_the_first(script: Modul
     assert "| bf16 | fp32 | no | 7 " in out.read_text()
 
 
+def test_only_what_differs_from_a_trainers_defaults_is_asked_for(script: ModuleType) -> None:
+    assert script.Wire("fp32").options() == {"wire": "fp32"}
+    assert script.Wire("bf16").options() == {"wire": "bf16"}
+
+
 def test_options_that_this_version_lacks_are_named(script: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(script.dataclasses, "fields", lambda _: [Namespace(name="ranks"), Namespace(name="transport")])
-    with pytest.raises(SystemExit, match="this mizzle has no error_feedback, weights_wire"):
-        script.Wire("bf16", "bf16", error_feedback=True).layout(2)
+    def trainer(*, wire: str) -> None:
+        pass
+
+    monkeypatch.setattr(script, "Trainer", trainer)
+    with pytest.raises(SystemExit, match="there is no error_feedback, weights_wire"):
+        script.Wire("bf16", "bf16", error_feedback=True).options()

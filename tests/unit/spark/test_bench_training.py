@@ -194,9 +194,9 @@ def test_mizzle_does_whole_groups_and_one_iteration_more(warmup: int, repeats: i
     assert found.iterations == sum(groups) * 4 + 1
 
 
-def fitted(model: nn.Module, told: float) -> TrainingResult:
+def fitted(model: nn.Module, mean_checksum: float) -> TrainingResult:
     """A fit of one warm-up group, two timed ones and the last iteration, each slower than the one before."""
-    history = TrainingHistory(losses=[1.0] * 13, evaluations=[Evaluation(12, 3, 2, 1.0, {"weights": told})])
+    history = TrainingHistory(losses=[1.0] * 13, evaluations=[Evaluation(12, 3, 2, 1.0, {"weights": mean_checksum})])
     for number, size in enumerate((4, 4, 4, 1)):
         history.groups.append(GroupRecord(
             number=number, first=4 * number, size=size, epoch=number, cut="", rows=8, loss=1.0,
