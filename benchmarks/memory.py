@@ -26,7 +26,8 @@ import torch
 from pyspark.sql import SparkSession
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.collectives.exchange import Exchange, ExchangeLayout
+from mizzle.collectives.exchange import Exchange
+from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.wire import Wire
 from mizzle.config import Transport
 from mizzle.errors import MizzleError

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Annotated
 
 import typer
-from pyspark.sql import SparkSession
 from rich.console import Console
 from rich.table import Table
 
@@ -17,6 +16,7 @@ from mizzle.cli.listed import listed, one_of
 from mizzle.cli.output import JsonFile, check_writable, write_json
 from mizzle.cli.quiet import quiet_session
 from mizzle.cli.sizes import format_size, parse_size
+from mizzle.cli.telling import telling
 from mizzle.errors import MizzleError
 from mizzle.spark.bench import SYSTEMS, BenchPlan, BenchRecord, System, bench_all_reduce, contenders
 
@@ -71,20 +71,13 @@ def allreduce(
         rounds=_ROUNDS,
     )
     console = Console()
-    with quiet_session(master or default_master(plan), conf=_conf(plan)) as spark:
-        records = _measure(spark, plan, console)
+    with quiet_session(master or default_master(plan), conf=_conf(plan)) as spark, telling(console) as tell:
+        records = bench_all_reduce(spark, plan, tell)
     write_json(json, [record.as_dict() for record in records])
     console.print(table(records))
     wrong = [f"{r.system} ({r.transport}) at {format_size(r.bytes)}" for r in records if not r.verified]
     if wrong:
         raise MizzleError(f"results were not the exact sum: {', '.join(wrong)}; do not use these figures")
-
-
-def _measure(spark: SparkSession, plan: BenchPlan, console: Console) -> list[BenchRecord]:
-    if not console.is_terminal:
-        return bench_all_reduce(spark, plan, lambda what: console.print(what, highlight=False, soft_wrap=True))
-    with console.status("") as status:
-        return bench_all_reduce(spark, plan, status.update)
 
 
 def _system(name: str) -> System:

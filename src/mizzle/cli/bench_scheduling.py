@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated
 
 import typer
@@ -13,10 +13,11 @@ from rich.table import Table
 from mizzle.cli.java import require_java
 from mizzle.cli.listed import listed, numbers, one_of
 from mizzle.cli.output import JsonFile, check_writable, write_json
+from mizzle.cli.telling import telling
 from mizzle.errors import ConfigError, MizzleError
 from mizzle.spark.bench_application import open_application
 from mizzle.spark.bench_baselines import SYSTEMS, System
-from mizzle.spark.bench_scheduling import SchedulingPlan, SchedulingRecord, SchedulingResult, bench_scheduling
+from mizzle.spark.bench_scheduling import SchedulingPlan, SchedulingRecord, bench_scheduling
 
 _WORKERS_HELP = "Numbers of ranks, comma-separated; each rank has an executor process."
 _SIZES_HELP = "Iterations of mizzle's groups, comma-separated."
@@ -66,21 +67,14 @@ def scheduling(
         settle=settle,
     )
     console = Console()
-    result = _measure(plan, console)
+    with telling(console) as tell:
+        result = bench_scheduling(plan, open_application, tell)
     if result.wrong:
         raise MizzleError(f"the sums were wrong: {', '.join(result.wrong)}; nothing was written")
     write_json(json, [record.as_dict() for record in result.records])
     console.print(table(result.records))
     if any(record.driver_messages_per_iteration is None for record in result.records):
         console.print("Messages were not counted: there is no ss, install iproute2.")
-
-
-def _measure(plan: SchedulingPlan, console: Console) -> SchedulingResult:
-    if not console.is_terminal:
-        tell: Callable[[str], None] = lambda what: console.print(what, highlight=False, soft_wrap=True)  # noqa: E731
-        return bench_scheduling(plan, open_application, tell)
-    with console.status("") as status:
-        return bench_scheduling(plan, open_application, status.update)
 
 
 def _systems(text: str) -> list[System]:

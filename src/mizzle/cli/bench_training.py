@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated
 
 import typer
@@ -13,10 +13,11 @@ from torch.nn import functional
 from mizzle.cli.java import require_java
 from mizzle.cli.listed import listed, numbers, one_of
 from mizzle.cli.output import JsonFile, check_writable, write_json
+from mizzle.cli.telling import telling
 from mizzle.errors import MizzleError
 from mizzle.models import VGG16, InceptionV1, Mlp7M, inception_loss
 from mizzle.spark.bench_application import open_application
-from mizzle.spark.bench_training import TrainingBenchResult, TrainingPlan, TrainingRecord, bench_training
+from mizzle.spark.bench_training import TrainingPlan, TrainingRecord, bench_training
 from mizzle.spark.bench_training_plain import Workload
 from mizzle.spark.bench_training_systems import SYSTEMS, System
 
@@ -76,7 +77,8 @@ def training(
         rounds=rounds,
     )
     console = Console()
-    result = _measure(plan, console)
+    with telling(console) as tell:
+        result = bench_training(plan, open_application, tell)
     if result.wrong:
         raise MizzleError(f"the trainings went wrong: {'; '.join(result.wrong)}; nothing was written")
     write_json(json, [record.as_dict() for record in result.records])
@@ -84,14 +86,6 @@ def training(
         console.print(table)
     for model, seconds in result.read_s.items():
         console.print(f"Reading a rank's {batch} rows of {model} from a shard file: {1e3 * seconds:.2f} ms")
-
-
-def _measure(plan: TrainingPlan, console: Console) -> TrainingBenchResult:
-    if not console.is_terminal:
-        tell: Callable[[str], None] = lambda what: console.print(what, highlight=False, soft_wrap=True)  # noqa: E731
-        return bench_training(plan, open_application, tell)
-    with console.status("") as status:
-        return bench_training(plan, open_application, status.update)
 
 
 def _system(name: str) -> System:

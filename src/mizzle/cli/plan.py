@@ -6,7 +6,6 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict
-from enum import Enum
 from typing import Annotated, Any
 
 import typer
@@ -14,6 +13,7 @@ from rich.console import Console
 from rich.table import Table
 
 from mizzle.cli.output import JsonFile, check_writable, write_json
+from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError
 from mizzle.scheduling.cost import MEASURED_LAUNCH, CostModel, IterationCost, LaunchCost, MemoryPerRank
 from mizzle.scheduling.tuner import TunerConfig
@@ -25,14 +25,6 @@ _DURATIONS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", re.IGNORECASE)
 
 _LAUNCH_HELP = "Driver's milliseconds per {}; measure yours, the default is from a small virtual machine."
-
-
-class WeightsWire(Enum):
-    """Element types in which weights may travel."""
-
-    FP32 = "fp32"
-    BF16 = "bf16"
-    FP16 = "fp16"
 
 
 def plan(
@@ -49,7 +41,7 @@ def plan(
     optimizer_state: Annotated[
         int, typer.Option(min=0, help="Numbers the optimizer keeps per parameter: Adam 2, SGD with momentum 1.")
     ] = 2,
-    weights_wire: Annotated[WeightsWire, typer.Option(help="As in Trainer(weights_wire=...).")] = WeightsWire.FP32,
+    weights_wire: Annotated[Wire, typer.Option(help="As in Trainer(weights_wire=...).")] = Wire.FP32,
     launch_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("job"))] = 1e3 * MEASURED_LAUNCH.a_s,
     task_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("task"))] = 1e3 * MEASURED_LAUNCH.b_s,
     group_size: Annotated[
@@ -76,7 +68,7 @@ def plan(
         sigma_s=_parse(sigma, _DURATIONS, "a duration", "10ms"),
     )
     memory = model.memory(
-        ranks, hosts=hosts, optimizer_state=optimizer_state, narrow_weights=weights_wire is not WeightsWire.FP32
+        ranks, hosts=hosts, optimizer_state=optimizer_state, narrow_weights=weights_wire is not Wire.FP32
     )
     found = predicted(model, ranks, memory, hosts=hosts or ranks, group_size=group_size)
     write_json(json, found)

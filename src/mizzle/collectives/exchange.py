@@ -31,7 +31,6 @@ from mizzle.collectives.outgoing import Outgoing
 from mizzle.collectives.reducing import Reducing
 from mizzle.collectives.routes import Routes
 from mizzle.collectives.signature import Signature
-from mizzle.collectives.slices import Slice
 from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.collectives.tree import Node
 from mizzle.collectives.views import over_region
@@ -383,6 +382,3 @@ def _gradients(part: int) -> str:
 def _check_meta(meta: bytes) -> None:
     if len(meta) > MAX_SHARE_BYTES:
         raise ConfigError(f"{len(meta)} bytes are over the limit of {MAX_SHARE_BYTES} for a message to all ranks")
-
-
-__all__ = ["MAX_SHARE_BYTES", "WEIGHTS", "Exchange", "ExchangeLayout", "Reduced", "Slice"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from mizzle.blocks.island import island_with
 from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.tree import MAX_NODES, Node, cover
 from mizzle.errors import ConfigError
@@ -78,7 +79,7 @@ class Routes:
         """
         self._layout = layout
         self._islands = islands
-        self.island = next(island for island in islands if rank in island)
+        self.island = island_with(rank, islands)
         self.held = self._held(self.island)
         self.others = tuple(island for island in islands if rank not in island)
         abroad = [owner for island in self.others for owner in island]

@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 
 from mizzle.blocks.store import BlockStore
-from mizzle.collectives.exchange import Exchange, ExchangeLayout
+from mizzle.collectives.exchange import Exchange
+from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.training.flat import FlatParameters
 from mizzle.training.spec import TrainingSpec

@@ -14,7 +14,8 @@ from torch import nn
 
 from harness import run_ranks
 from mizzle.blocks.store import BlockStore
-from mizzle.collectives.exchange import Exchange, ExchangeLayout
+from mizzle.collectives.exchange import Exchange
+from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.slices import ALIGNMENT
 from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.training.evaluate import Evaluation

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mizzle.collectives.exchange import ExchangeLayout
+from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.slices import ALIGNMENT
 from mizzle.errors import ConfigError
 from mizzle.training.clipping import ClipByNorm, ClipByValue, chunk_sums, global_norm, norm_message

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from mizzle.collectives.exchange import ExchangeLayout
+from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.slices import ALIGNMENT, Slice
 from mizzle.errors import ModelError
 from mizzle.training.flat import FlatParameters

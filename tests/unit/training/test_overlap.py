@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from mizzle.collectives.exchange import ExchangeLayout
+from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.slices import ALIGNMENT, Slice
 from mizzle.errors import ModelError
 from mizzle.training.flat import FlatParameters

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from harness import run_ranks
-from mizzle.collectives.exchange import Exchange, ExchangeLayout
+from mizzle.collectives.exchange import Exchange
+from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.timeline import Timeline
 from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError, DataError, ModelError
