@@ -8,8 +8,8 @@ from __future__ import annotations
 import os
 import socket
 import struct
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
@@ -110,6 +110,7 @@ class BridgeClient:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._tag = 0
         self._answers: dict[int, tuple[int, bytes]] = {}
+        self._held: bytearray | None = None
         self._received = bytearray()
         with ExitStack() as undo:
             undo.callback(self._socket.close)
@@ -156,12 +157,40 @@ class BridgeClient:
         self._tag = (self._tag + 1) & (_SILENT - 1)
         tag = self._tag | (_SILENT if silent else 0)
         frame = body.frame(request, tag)
+        if self._held is None:
+            self._write(frame, deadline)
+        else:
+            self._held += frame
+        return tag
+
+    @contextmanager
+    def together(self, deadline: Deadline) -> Iterator[None]:
+        """What is sent within the body leaves at its end, or before the first wait, in one piece.
+
+        Raises:
+            BridgeLost: the bridge is gone; run the group again.
+        """
+        if self._held is not None:
+            yield
+            return
+        self._held = bytearray()
+        try:
+            yield
+            self._flush(deadline)
+        finally:
+            self._held = None
+
+    def _flush(self, deadline: Deadline) -> None:
+        if self._held:
+            held, self._held = self._held, bytearray()
+            self._write(held, deadline)
+
+    def _write(self, frames: bytes | bytearray, deadline: Deadline) -> None:
         self._socket.settimeout(deadline.remaining_s() + _GRACE_S)
         try:
-            self._socket.sendall(frame)
+            self._socket.sendall(frames)
         except OSError as error:
             raise BridgeLost(f"the bridge is gone: {error}") from error
-        return tag
 
     def call(self, request: Request, body: Writer, deadline: Deadline) -> Reader:
         """Send and wait for the answer."""
@@ -192,6 +221,7 @@ class BridgeClient:
             BridgeLost: the bridge is gone; run the group again.
         """
         while tag not in self._answers:
+            self._flush(deadline)
             if not self._read(deadline):
                 return False
         return True

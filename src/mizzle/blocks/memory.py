@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -277,6 +278,10 @@ class MemoryStore:
     def fetch(self, block: BlockId, into: Span | None) -> MemoryPending:
         """See `BlockStore.fetch`."""
         return MemoryPending(self._fabric, block, into, self.rank)
+
+    def together(self) -> AbstractContextManager[None]:
+        """As `BlockStore.together`: nothing leaves."""
+        return nullcontext()
 
     def drop(self, iteration: int, op: int) -> None:
         """See `BlockStore.drop`."""

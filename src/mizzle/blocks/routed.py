@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack
 
 from mizzle.blocks.ids import BlockId, DType
 from mizzle.blocks.island import island_with
@@ -48,6 +48,10 @@ class RoutedStore:
     def fetch(self, block: BlockId, into: Span | None) -> Pending:
         """As `BlockStore.fetch`."""
         return self._routes[block.source].fetch(block, into)
+
+    def together(self) -> AbstractContextManager[None]:
+        """As `BlockStore.together`: the first store's, the only one that sends anything."""
+        return self._first.together()
 
     def drop(self, iteration: int, op: int) -> None:
         """As `BlockStore.drop`."""

@@ -7,6 +7,7 @@ neither copied nor checksummed: they are the peer's own memory, mapped read-only
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 from mizzle.blocks.arena import Arena, MappedRegion, open_region
@@ -128,6 +129,10 @@ class SharedStore:
         start = note.place.offset
         payload = peer.map(note.place)[start : start + note.header.payload_bytes]
         return Fetched(note.header, note.meta, payload, in_place=False)
+
+    def together(self) -> AbstractContextManager[None]:
+        """As `BlockStore.together`: nothing leaves."""
+        return nullcontext()
 
     def drop(self, iteration: int, op: int) -> None:
         """As `BlockStore.drop`: the memory is the rank's own again."""

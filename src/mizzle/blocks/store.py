@@ -8,6 +8,7 @@ socket, a JVM or a file.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
@@ -156,6 +157,13 @@ class BlockStore(Protocol):
 
         Fetches from one source must be made in the order of its puts, each once. ``into`` None accepts no payload.
         A payload longer than ``into`` raises `CollectiveMismatch` at the wait.
+        """
+        ...
+
+    def together(self) -> AbstractContextManager[None]:
+        """Puts and fetches in the body of a ``with`` may wait for its end, to leave at once; so may not its waits.
+
+        What the body was to send may be lost when it raises.
         """
         ...
 

@@ -7,6 +7,7 @@ into this rank's arena. The driver is never asked (``docs/architecture.md``; mea
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 from mizzle.blocks.arena import BridgeArena, MappedRegion
@@ -105,6 +106,10 @@ class TransferStore:
         body = Writer().number("I", _FETCH_LASTS_MS).raw(wanted).append(_range(into))
         tag = self._client.send(Request.FETCH, body, Deadline.after(self._timeout_s))
         return _Transfer(self._client, tag, block, into)
+
+    def together(self) -> AbstractContextManager[None]:
+        """As `BlockStore.together`: one write to the bridge, which wakes it once."""
+        return self._client.together(Deadline.after(self._timeout_s))
 
     def drop(self, iteration: int, op: int) -> None:
         """As `BlockStore.drop`."""

@@ -28,13 +28,13 @@ from mizzle.collectives.gathering import Gathering
 from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.opening import Opening
 from mizzle.collectives.outgoing import Outgoing
-from mizzle.collectives.reducing import Reducing
+from mizzle.collectives.reducing import Follow, Reducing
 from mizzle.collectives.routes import Routes
 from mizzle.collectives.signature import Signature
 from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.collectives.tree import Node
 from mizzle.collectives.views import over_region
-from mizzle.collectives.window import Window
+from mizzle.collectives.window import LAG, Window
 from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError
 
@@ -124,7 +124,7 @@ class Exchange:
         self._master: tuple[torch.Tensor, ...] | None = None
         self._ahead: Ahead | None = None
         self._collective: Collective | None = None
-        self._signature = self._sign()
+        self._signature, self._joined = self._sign("exchange"), self._sign("all_reduce of an exchange")
         self._build(error_feedback=error_feedback)
 
     def _build(self, *, error_feedback: bool) -> None:
@@ -139,11 +139,11 @@ class Exchange:
         self._gathering = Gathering(self._store, layout, self._routes, window, self._weights_wire, timeline)
         self._outgoing, self._window = outgoing, window
 
-    def _sign(self) -> Signature:
+    def _sign(self, call: str) -> Signature:
         layout = self._layout
         placement = crc32(repr((layout.shards_of_rank, self._store.islands)).encode())
         return Signature.of(
-            "exchange", elements=layout.num_elements, alignment=layout.alignment, bucket=len(self.buckets[0]),
+            call, elements=layout.num_elements, alignment=layout.alignment, bucket=len(self.buckets[0]),
             shards=layout.num_shards, wire=self._wire.value, weights_wire=self._weights_wire.value,
             placement=f"{placement:08x}",
         )  # fmt: skip
@@ -212,7 +212,7 @@ class Exchange:
             active: as in `publish`.
         """
         collective = self._collective = self._new(iteration, op, self._signature)
-        opening = self._opening(active, b"", is_final=False)
+        opening = self._opening(self._signature, active, b"", is_final=False)
 
         def work(ahead: Ahead) -> list[bytes]:
             with collective:
@@ -260,7 +260,7 @@ class Exchange:
         with self._new(iteration, op, self._signature) as collective:
             _check_meta(meta)
             self._collective = collective
-            self._reducing.begin(collective, self._opening(active, meta, is_final=True))
+            self._reducing.begin(collective, self._opening(self._signature, active, meta, is_final=True))
 
     def reduce(self) -> Reduced:
         """Phase 2: wait for the peers' contributions to the own ranges, and add all up in tree order, in fp32.
@@ -288,7 +288,9 @@ class Exchange:
         return metas, hidden_s
 
     def all_reduce(self, iteration: int, op: int, vector: str = "sum") -> torch.Tensor:
-        """All phases for a plain sum: what all ranks contribute, added up, in a shared vector.
+        """All phases for a plain sum, bucket by bucket: what all ranks contribute, added up, in a shared vector.
+
+        A bucket is gathered as soon as it is reduced, so links are not idle between two phases.
 
         Nothing is copied where ranks see each other's memory: contributions are read where they lie, and every rank
         writes its ranges of the sum where all read it. The sum travels as weights do, in ``weights_wire``.
@@ -301,14 +303,24 @@ class Exchange:
         Returns:
             (M,) fp32: only to be read, and written again by this rank's next call.
         """
-        values = self.shared_vector(vector)
-        self.publish(iteration, op, active=self.nodes, meta=b"")
-        if self._weights_wire is Wire.FP32:
-            self._reduce([values[own.start : own.stop] for own in self.owned])
-            self._gather(vector, None)
-        else:
-            self._reduce(self._totals)
-            self._gather(vector, self._totals)
+        region, values = self._vector(vector, shared=True)
+        wire, gathering = self._weights_wire, self._gathering
+        contributions, results = (self._window, self._window) if wire is Wire.FP32 else self._window.halves()
+
+        def hand_on(number: int, total: torch.Tensor | None) -> None:
+            with self._store.together():
+                if total is not None:
+                    gathering.offer(number, total)
+                gathering.take(number)
+
+        with self._new(iteration, op, self._joined) as collective:
+            opening = self._opening(self._joined, self.nodes, b"", is_final=True)
+            self._reducing.begin(collective, opening, at_once=LAG)
+            gathering.begin(collective, region, values, wire, results)
+            into = [values[own.start : own.stop] for own in self.owned]
+            self._reducing.run(into, follow=Follow(hand_on, contributions))
+            gathering.finish()
+            self._store.drop(iteration, op)
         return values
 
     def share(self, iteration: int, op: int, payload: bytes) -> list[bytes]:
@@ -356,10 +368,10 @@ class Exchange:
             raise ConfigError("reduce and gather come after publish, gather once")
         return self._collective
 
-    def _opening(self, active: Collection[Node], meta: bytes, *, is_final: bool) -> Opening:
+    def _opening(self, signature: Signature, active: Collection[Node], meta: bytes, *, is_final: bool) -> Opening:
         places = (self._vector(_gradients(part), shared=False)[0] for part in range(len(self.nodes)))
         return Opening(
-            self._signature, tuple(node in active for node in self.nodes),
+            signature, tuple(node in active for node in self.nodes),
             tuple(map(self._store.island.place, places)), meta, is_final,
         )  # fmt: skip
 

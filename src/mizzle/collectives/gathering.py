@@ -1,8 +1,14 @@
-"""The gather phase: own ranges of a vector out, everybody's in; once for each island, which shares the vector."""
+"""The gather phase: own ranges of a vector out, everybody's in; once for each island, which shares the vector.
+
+Bucket by bucket: all of them when all are there, or each as soon as it is reduced.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Mapping, Sequence
+from itertools import accumulate
+from typing import NamedTuple
 
 import torch
 
@@ -23,8 +29,15 @@ from mizzle.collectives.wire import Wire
 _FP32_BYTES = 4
 
 
+class _Coming(NamedTuple):
+    """A bucket whose values are on their way, from every rank that has some for this one."""
+
+    number: int
+    blocks: Mapping[int, Pending]
+
+
 class Gathering:
-    """The gather phase of one rank's exchanges.
+    """The gather phase of one rank's exchanges: `run`; or `begin`, `offer` and `take` of every bucket, and `finish`.
 
     Args:
         store: makes the region for rounded values.
@@ -45,7 +58,9 @@ class Gathering:
         self._routes, self._window, self._wire, self._timeline = routes, window, wire, timeline
         self._cuts = [layout.cuts(bucket) for bucket in layout.buckets]
         self._rank = store.rank
-        own = sum(len(cuts[store.rank]) for cuts in self._cuts)
+        lengths = [len(cuts[store.rank]) for cuts in self._cuts]
+        self._starts = [0, *accumulate(lengths)]
+        own = self._starts[-1]
         self.num_bytes = 0 if wire is Wire.FP32 else own * wire.element_bytes
         if self.num_bytes:
             self._rounded_region = store.region("rounded", self.num_bytes)
@@ -62,67 +77,86 @@ class Gathering:
             values: (M,) fp32 over it.
             master: what is handed out instead of ``values``, rounded where weights are; None: ``values``, in fp32.
         """
-        wire = Wire.FP32 if master is None else self._wire
-        if master is not None and wire is not Wire.FP32:
-            self._round(values, master)
-        self._hand_out(collective, region, wire)
+        self.begin(collective, region, values, Wire.FP32 if master is None else self._wire, self._window)
+        own = [cuts[self._rank] for cuts in self._cuts]
+        exact = iter(master or [values[cut.start : cut.stop] for cut in own if len(cut)])
+        with collective.store.together():
+            for number, cut in enumerate(own):
+                if len(cut):
+                    self.offer(number, next(exact))
         with self._timeline.span("gather", "exchange"):
-            self._take_in(collective, region, values, wire)
-            self._await_island(collective)
+            with collective.store.together():
+                for number in range(len(self._cuts)):
+                    self.take(number)
+            self.finish()
 
-    def _own(self) -> Iterator[tuple[int, Slice]]:
-        """The own ranges, with the number of their bucket."""
-        return ((number, cuts[self._rank]) for number, cuts in enumerate(self._cuts) if len(cuts[self._rank]))
+    def begin(self, collective: Collective, region: Region, values: torch.Tensor, wire: Wire, window: Window) -> None:
+        """Say what is gathered; args as in `run`, and how values travel, and where they arrive if they are rounded."""
+        self._collective, self._region, self._values = collective, region, values
+        self._current, self._into = wire, window
+        self._room = len(self._cuts) if wire is Wire.FP32 else window.depth
+        self._coming: deque[_Coming] = deque()
+        self._turns = 0
 
-    def _round(self, values: torch.Tensor, master: Sequence[torch.Tensor]) -> None:
-        at = 0
-        for (_, cut), exact in zip(self._own(), master, strict=True):
-            rounded = self._rounded[at : at + len(cut)]
-            at += len(cut)
-            self._wire.encode(exact, rounded)
-            self._wire.decode(rounded, values[cut.start : cut.stop])
+    def offer(self, number: int, exact: torch.Tensor) -> None:
+        """Hand out the own range of a bucket, which is not empty.
 
-    def _hand_out(self, collective: Collective, region: Region, wire: Wire) -> None:
-        at = 0
-        for number, cut in self._own():
-            if wire is Wire.FP32:
-                span = Span(region, *cut.of_bytes(_FP32_BYTES))
-            else:
-                span = Span(self._rounded_region, at, len(cut) * wire.element_bytes)
-                at += span.length
-            collective.put(
-                Kind.RESULT, span, to=self._routes.readers, dtype=wire.block_dtype, slice_=self._rank,
-                number=FIRST_BUCKET + number,
-            )  # fmt: skip
+        Args:
+            number: of the bucket.
+            exact: (len,) fp32, what to round. Where nothing is rounded, it lies in its place already.
+        """
+        cut, wire = self._cuts[number][self._rank], self._current
+        if wire is Wire.FP32:
+            span = Span(self._region, *cut.of_bytes(_FP32_BYTES))
+        else:
+            span = self._round(number, self._values[cut.start : cut.stop], exact)
+        self._collective.put(
+            Kind.RESULT, span, to=self._routes.readers, dtype=wire.block_dtype, slice_=self._rank,
+            number=FIRST_BUCKET + number,
+        )  # fmt: skip
 
-    def _take_in(self, collective: Collective, region: Region, values: torch.Tensor, wire: Wire) -> None:
-        """Fetch what this rank takes in for its island, as many buckets at once as there is room for."""
+    def _round(self, number: int, values: torch.Tensor, exact: torch.Tensor) -> Span:
+        start, stop = self._starts[number], self._starts[number + 1]
+        rounded, size = self._rounded[start:stop], self._wire.element_bytes
+        self._wire.encode(exact, rounded)
+        self._wire.decode(rounded, values)
+        return Span(self._rounded_region, start * size, (stop - start) * size)
+
+    def take(self, number: int) -> None:
+        """Start the fetch of what this rank takes in of a bucket for its island, in the order of `offer`.
+
+        Waits for the oldest one under way if there is room for no more.
+        """
         if not self._routes.sources:
             return
-        count = len(self._cuts)
-        depth = count if wire is Wire.FP32 else self._window.depth
-        pending: list[dict[int, Pending]] = []
-        for turn in range(count):
-            while len(pending) < min(count, turn + depth):
-                pending.append(self._ask(collective, region, len(pending), wire))
-            for rank, fetch in pending[turn].items():
-                block = collective.await_all({rank: fetch})[rank]
-                self._keep(block, values, self._cuts[turn][rank], wire)
-
-    def _ask(self, collective: Collective, region: Region, turn: int, wire: Wire) -> dict[int, Pending]:
-        asked: dict[int, Pending] = {}
+        while len(self._coming) >= self._room:
+            self._keep_oldest()
+        wire, asked = self._current, dict[int, Pending]()
         for place, rank in enumerate(self._routes.sources):
-            cut = self._cuts[turn][rank]
+            cut = self._cuts[number][rank]
             if not len(cut):
                 continue
             into = (
-                Span(region, *cut.of_bytes(_FP32_BYTES)) if wire is Wire.FP32
-                else self._window.span(turn, place, len(cut) * wire.element_bytes)
+                Span(self._region, *cut.of_bytes(_FP32_BYTES)) if wire is Wire.FP32
+                else self._into.span(self._turns, place, len(cut) * wire.element_bytes)
             )  # fmt: skip
-            asked[rank] = collective.fetch(
-                Kind.RESULT, into, slice_=rank, source=rank, number=FIRST_BUCKET + turn
+            asked[rank] = self._collective.fetch(
+                Kind.RESULT, into, slice_=rank, source=rank, number=FIRST_BUCKET + number
             )  # fmt: skip
-        return asked
+        self._turns += 1
+        self._coming.append(_Coming(number, asked))
+
+    def finish(self) -> None:
+        """Wait until the vector is whole, for the whole island."""
+        while self._coming:
+            self._keep_oldest()
+        self._await_island(self._collective)
+
+    def _keep_oldest(self) -> None:
+        number, blocks = self._coming.popleft()
+        for rank, fetch in blocks.items():
+            block = self._collective.await_all({rank: fetch})[rank]
+            self._keep(block, self._values, self._cuts[number][rank], self._current)
 
     def _keep(self, block: Fetched, values: torch.Tensor, cut: Slice, wire: Wire) -> None:
         check_length(block, len(cut) * wire.element_bytes)

@@ -12,7 +12,9 @@ from mizzle.errors import ConfigError
 _MAX_UNIT = 256 * 1024
 """Elements of a bucket that one rank owns: 1 MB of fp32, long for a message and short for a pipeline."""
 _MIN_UNIT = 16 * 1024
-_LEAST_BUCKETS = 4
+"""Elements, below which a block is dearer to name than to send."""
+_LEAST_BUCKETS = 12
+"""Where they would not be shorter than that: what travels before the first sum, and after the last, is so much."""
 MAX_BUCKETS = 512
 
 

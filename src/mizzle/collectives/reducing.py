@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 
@@ -13,7 +14,7 @@ from mizzle.blocks.store import Fetched, Pending, Region
 from mizzle.collectives.ahead import Ahead
 from mizzle.collectives.collective import Collective, check_length
 from mizzle.collectives.combine import TreeCombiner
-from mizzle.collectives.layout import ExchangeLayout
+from mizzle.collectives.layout import MAX_BUCKETS, ExchangeLayout
 from mizzle.collectives.opening import Opening, Rounds
 from mizzle.collectives.outgoing import Outgoing
 from mizzle.collectives.routes import Held, Parcel, Routes
@@ -21,12 +22,25 @@ from mizzle.collectives.signature import check_agree
 from mizzle.collectives.timeline import Timeline
 from mizzle.collectives.tree import Node
 from mizzle.collectives.views import over_payload
-from mizzle.collectives.window import Window
+from mizzle.collectives.window import LAG, Window
 from mizzle.collectives.wire import Wire
 from mizzle.errors import CollectiveMismatch
 
 OPENING, CLOSING, GATHERED, FIRST_BUCKET = range(4)
 """Numbers of an exchange's rounds; then come its buckets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Follow:
+    """What is to happen to every bucket as soon as it is reduced.
+
+    Attributes:
+        reduced: is called with its number and the own range's sum, None if that is empty.
+        window: where contributions arrive meanwhile.
+    """
+
+    reduced: Callable[[int, torch.Tensor | None], None]
+    window: Window
 
 
 class Reducing:
@@ -58,8 +72,14 @@ class Reducing:
         self._peers: dict[tuple[int, int], tuple[bytes, torch.Tensor]] = {}
         self._told = 0
 
-    def begin(self, collective: Collective, opening: Opening) -> None:
-        """Tell the peers; without an island to wait for, send everything that is final. Waits for nobody."""
+    def begin(self, collective: Collective, opening: Opening, *, at_once: int = MAX_BUCKETS) -> None:
+        """Tell the peers; without an island to wait for, send what is final. Waits for nobody.
+
+        Args:
+            collective: the exchange under way.
+            opening: what this rank tells.
+            at_once: buckets to send.
+        """
         self._collective, self._rank = collective, collective.store.rank
         self._rounds = Rounds(collective, self._routes)
         self._opening, self._packed = opening, opening.pack()
@@ -69,16 +89,20 @@ class Reducing:
         if opening.is_final:
             self._tell(len(self._cuts))
         if len(self._routes.island) == 1:
-            self._meet({self._rank: opening})
-            if opening.is_final:
-                self._send_up_to(len(self._cuts))
+            with collective.store.together():
+                self._meet({self._rank: opening})
+                if opening.is_final:
+                    self._send_up_to(min(at_once, len(self._cuts)))
 
-    def run(self, into: Sequence[torch.Tensor], ahead: Ahead | None = None) -> list[bytes]:
+    def run(
+        self, into: Sequence[torch.Tensor], ahead: Ahead | None = None, follow: Follow | None = None
+    ) -> list[bytes]:
         """All the rest of the phase; the metas of all ranks.
 
         Args:
             into: for each own range (len,) fp32, overwritten with the sum over all active nodes.
             ahead: tells which buckets are final, where `begin` was called before they were.
+            follow: is called with every bucket that has been reduced.
         """
         if len(self._routes.island) > 1:
             said = self._rounds.hear_island(self._packed)
@@ -88,21 +112,25 @@ class Reducing:
         pending: deque[list[Pending]] = deque()
         abroad: dict[int, Opening] | None = None
         count, asked = len(self._cuts), 0
-        depth = min(2, self._window.depth) if ahead else self._window.depth
+        window = follow.window if follow else self._window
+        depth = min(LAG, window.depth) if ahead or follow else window.depth
         targets = list(into)
         for turn in range(count):
             while asked < min(count, turn + depth):
                 self._await_final(asked, ahead)
                 begun = time.perf_counter()
-                self._send_up_to(asked + 1)
-                pending.append(self._ask(asked))
+                with self._collective.store.together():
+                    self._send_up_to(asked + 1)
+                    pending.append(self._ask(asked, window))
                 asked += 1
                 self._note(begun, ahead)
             begun = time.perf_counter()
             if abroad is None:  # nothing is summed before it is sure that all make the same call
                 abroad = self._hear_abroad()
-            self._reduce(turn, pending.popleft(), targets)
+            total = self._reduce(turn, pending.popleft(), targets)
             self._note(begun, ahead)
+            if follow:
+                follow.reduced(self._number(turn), total)
         return self._metas(abroad or {}, ahead)
 
     def _check(self, openings: Mapping[int, Opening]) -> None:
@@ -172,7 +200,7 @@ class Reducing:
                 part=parcel.number, number=FIRST_BUCKET + number,
             )  # fmt: skip
 
-    def _ask(self, turn: int) -> list[Pending]:
+    def _ask(self, turn: int, window: Window) -> list[Pending]:
         """Start the fetch of a bucket's contributions from other islands, in the order of `Routes.incoming`."""
         number = self._number(turn)
         num_bytes = len(self._cuts[number][self._rank]) * self._wire.element_bytes
@@ -180,7 +208,7 @@ class Reducing:
             return []
         return [
             self._collective.fetch(
-                Kind.CONTRIBUTION, self._window.span(turn, place, num_bytes), slice_=self._rank,
+                Kind.CONTRIBUTION, window.span(turn, place, num_bytes), slice_=self._rank,
                 source=parcel.sender, part=parcel.number, number=FIRST_BUCKET + number,
             )
             for place, parcel in enumerate(self._routes.incoming)
@@ -191,12 +219,12 @@ class Reducing:
         self._check({**self._openings, **openings})
         return openings
 
-    def _reduce(self, turn: int, pending: Sequence[Pending], targets: list[torch.Tensor]) -> None:
-        """Add up the own range of a bucket; the last of the targets is its."""
+    def _reduce(self, turn: int, pending: Sequence[Pending], targets: list[torch.Tensor]) -> torch.Tensor | None:
+        """Add up the own range of a bucket, unless it is empty; the last of the targets is its."""
         number = self._number(turn)
         cut = self._cuts[number][self._rank]
         if not len(cut):
-            return
+            return None
         with self._timeline.span("reduce", "exchange", bucket=number):
             sources: dict[Node, torch.Tensor] = {
                 held.node: vector[cut.start : cut.stop] for held, vector in self._vectors.items()
@@ -205,7 +233,9 @@ class Reducing:
                 source = self._checked(self._collective.await_all({parcel.sender: fetch})[parcel.sender], len(cut))
                 if source is not None:
                     sources[parcel.node] = source
-            self._combiner.combine(sources, targets.pop())
+            total = targets.pop()
+            self._combiner.combine(sources, total)
+            return total
 
     def _checked(self, block: Fetched, count: int) -> torch.Tensor | None:
         """A contribution from another island; None when it is absent."""
