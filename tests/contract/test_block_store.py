@@ -62,6 +62,27 @@ def test_in_place_says_where_the_payload_lies(open_ranks: Open) -> None:
     assert (bytes(into.view[:7]) == b"payload") == block.in_place
 
 
+def test_what_leaves_together_arrives_in_order_and_a_wait_within_does_not_hang(open_ranks: Open) -> None:
+    a, b = open_ranks(2).stores
+    with a.together(), a.together():
+        for part in range(5):
+            a.put(name(0, part=part), filled(a, "out", b"%d" % part, part * 64), meta=b"", dtype=DType.RAW, to=[1])
+    with b.together():
+        b.put(name(1), None, meta=b"back", dtype=DType.RAW, to=[0])
+        spans = [Span(b.region("into", 64 * 5), part * 64, 64) for part in range(5)]
+        pending = [b.fetch(name(0, part=part), span) for part, span in enumerate(spans)]
+        assert [bytes(one.wait(Deadline.after(10)).payload) for one in pending] == [b"0", b"1", b"2", b"3", b"4"]
+        assert fetch(a, name(1), room=0).meta == b"back"
+
+
+def test_what_was_to_leave_together_may_be_lost_with_a_failure_and_nothing_else_is(open_ranks: Open) -> None:
+    a, b = open_ranks(2).stores
+    with pytest.raises(ZeroDivisionError), a.together():
+        raise ZeroDivisionError
+    a.put(name(0), None, meta=b"after", dtype=DType.RAW, to=[1])
+    assert fetch(b, name(0), room=0).meta == b"after"
+
+
 @pytest.mark.parametrize("num_bytes", [1, 63, 4096, 3_000_001])
 def test_payloads_of_any_length_arrive_whole(open_ranks: Open, num_bytes: int) -> None:
     a, b = open_ranks(2).stores

@@ -12,11 +12,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from harness import eventually, memory_stores, run_ranks
+from harness import eventually, memory_stores, outcomes, run_ranks
 from mizzle.blocks.store import BlockStore
 from mizzle.collectives import Exchange, ExchangeLayout, Node, Wire
 from mizzle.collectives.routes import Routes
-from mizzle.errors import ConfigError
+from mizzle.errors import CollectiveMismatch, ConfigError
 from unit.collectives.test_exchange import add_to_master, gradient, present, weights_after
 
 Islands = tuple[tuple[int, ...], ...]
@@ -114,6 +114,49 @@ def test_a_plain_sum_lies_where_all_ranks_of_an_island_read_it(islands: Islands)
 
     found = run_ranks(3, rank, stores=memory_stores(3, in_place=True, islands=islands))
     assert len(set(found)) == len(islands)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 6), st.integers(0, 9000), st.integers(1, 9), st.sampled_from(list(Wire)),
+    st.sampled_from(list(Wire)), st.integers(0, 2**30),
+)  # fmt: skip
+def test_a_plain_sum_is_exact_on_any_islands_with_any_buckets_and_wires(
+    ranks: int, num_elements: int, chunks: int, wire: Wire, weights_wire: Wire, seed: int
+) -> None:
+    stream = Random(seed)  # noqa: S311 - no secrets here
+    islands = tuple(sorted(island for island in dealt(range(ranks), stream.randint(1, ranks), stream) if island))
+    layout = ExchangeLayout(num_elements, ranks, tuple((rank,) for rank in range(ranks)), stripe=chunks * 1024)
+    pattern = torch.arange(num_elements, dtype=torch.float32) % 13
+
+    def rank(store: BlockStore) -> None:
+        exchange = Exchange(store, layout, wire=wire, weights_wire=weights_wire, timeout_s=20)
+        for iteration in range(3):
+            torch.add(pattern, 2 * store.rank + iteration, out=exchange.contribution(exchange.nodes[0]))
+            total = exchange.all_reduce(iteration, 0)
+            # whole numbers below 256, which 16 bits hold as well
+            assert torch.equal(total, pattern * ranks + ranks * (ranks - 1) + ranks * iteration)
+        exchange.share(3, 0, b"")
+
+    run_ranks(ranks, rank, stores=memory_stores(ranks, in_place=True, islands=islands))
+
+
+@pytest.mark.parametrize("islands", [((0, 1),), ((0,), (1,))], ids=str)
+def test_a_plain_sum_does_not_meet_an_exchange_in_phases(islands: Islands) -> None:
+    layout = ExchangeLayout(30_000, 2, ((0,), (1,)), stripe=6 * 1024)
+
+    def rank(store: BlockStore) -> None:
+        exchange = Exchange(store, layout, wire=Wire.FP32, timeout_s=20)
+        exchange.contribution(exchange.nodes[0]).fill_(1.0)
+        if store.rank:
+            exchange.all_reduce(0, 0)
+        else:
+            exchange.publish(0, 0, active=exchange.nodes, meta=b"")
+            exchange.reduce()
+
+    for found in outcomes(memory_stores(2, in_place=True, islands=islands), rank):
+        assert isinstance(found, CollectiveMismatch)
+        assert "all_reduce of an exchange" in str(found)
 
 
 def test_a_plain_sum_is_rounded_as_weights_are() -> None:
