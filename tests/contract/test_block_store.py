@@ -75,7 +75,7 @@ def test_what_leaves_together_arrives_in_order_and_a_wait_within_does_not_hang(o
         assert fetch(a, name(1), room=0).meta == b"back"
 
 
-def test_what_was_to_leave_together_may_be_lost_with_a_failure_and_nothing_else_is(open_ranks: Open) -> None:
+def test_a_failure_within_together_holds_nothing_back_afterwards(open_ranks: Open) -> None:
     a, b = open_ranks(2).stores
     with pytest.raises(ZeroDivisionError), a.together():
         raise ZeroDivisionError

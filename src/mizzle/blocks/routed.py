@@ -14,7 +14,8 @@ class RoutedStore:
     """A rank's `BlockStore` that passes every call on to the store that reaches the peer in question.
 
     Args:
-        first: the store that also serves regions, fences and closes the membership.
+        first: the store that also serves regions, fences and closes the membership; the only one that may hold things
+            back (`together`).
         routes: for every other rank the store that reaches it; all over one arena and membership.
         islands: which ranks see each other's memory: those of the own island are reached through it.
     """
@@ -50,7 +51,7 @@ class RoutedStore:
         return self._routes[block.source].fetch(block, into)
 
     def together(self) -> AbstractContextManager[None]:
-        """As `BlockStore.together`: the first store's, the only one that sends anything."""
+        """As `BlockStore.together`."""
         return self._first.together()
 
     def drop(self, iteration: int, op: int) -> None:

@@ -161,9 +161,9 @@ class BlockStore(Protocol):
         ...
 
     def together(self) -> AbstractContextManager[None]:
-        """Puts and fetches in the body of a ``with`` may wait for its end, to leave at once; so may not its waits.
+        """In the body of a ``with``, puts and fetches may be held back, to leave in one piece at its end.
 
-        What the body was to send may be lost when it raises.
+        A wait for a block sends what is held first. What is held when the body raises may be lost.
         """
         ...
 

@@ -28,13 +28,13 @@ from mizzle.collectives.gathering import Gathering
 from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.opening import Opening
 from mizzle.collectives.outgoing import Outgoing
-from mizzle.collectives.reducing import Follow, Reducing
+from mizzle.collectives.reducing import Reducing
 from mizzle.collectives.routes import Routes
 from mizzle.collectives.signature import Signature
 from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.collectives.tree import Node
 from mizzle.collectives.views import over_region
-from mizzle.collectives.window import LAG, Window
+from mizzle.collectives.window import Window
 from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError
 
@@ -124,7 +124,7 @@ class Exchange:
         self._master: tuple[torch.Tensor, ...] | None = None
         self._ahead: Ahead | None = None
         self._collective: Collective | None = None
-        self._signature, self._joined = self._sign("exchange"), self._sign("all_reduce of an exchange")
+        self._signature, self._sum_signature = self._sign("exchange"), self._sign("all_reduce of an exchange")
         self._build(error_feedback=error_feedback)
 
     def _build(self, *, error_feedback: bool) -> None:
@@ -302,23 +302,27 @@ class Exchange:
 
         Returns:
             (M,) fp32: only to be read, and written again by this rank's next call.
-        """
-        region, values = self._vector(vector, shared=True)
-        wire, gathering = self._weights_wire, self._gathering
-        contributions, results = (self._window, self._window) if wire is Wire.FP32 else self._window.halves()
 
-        def hand_on(number: int, total: torch.Tensor | None) -> None:
-            with self._store.together():
+        Raises:
+            ConfigError: an exchange was opened or published and is not gathered yet.
+            Exception: as `reduce` does.
+        """
+        if self._collective is not None:
+            raise ConfigError("all_reduce was called between publish, or open, and gather: call it after gather")
+        region, values = self._vector(vector, shared=True)
+        gathering = self._gathering
+        with self._new(iteration, op, self._sum_signature) as collective:
+
+            def hand_on(number: int, total: torch.Tensor | None) -> None:
+                collective.rearm(self._timeout_s)
                 if total is not None:
                     gathering.offer(number, total)
                 gathering.take(number)
 
-        with self._new(iteration, op, self._joined) as collective:
-            opening = self._opening(self._joined, self.nodes, b"", is_final=True)
-            self._reducing.begin(collective, opening, at_once=LAG)
-            gathering.begin(collective, region, values, wire, results)
-            into = [values[own.start : own.stop] for own in self.owned]
-            self._reducing.run(into, follow=Follow(hand_on, contributions))
+            opening = self._opening(self._sum_signature, self.nodes, b"", is_final=True)
+            self._reducing.begin(collective, opening, hand_on)
+            gathering.begin(collective, region, values, self._weights_wire, beside_reduce=True)
+            self._reducing.run([values[own.start : own.stop] for own in self.owned])
             gathering.finish()
             self._store.drop(iteration, op)
         return values

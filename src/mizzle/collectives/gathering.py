@@ -23,7 +23,7 @@ from mizzle.collectives.signature import check_agree, unpack
 from mizzle.collectives.slices import Slice
 from mizzle.collectives.timeline import Timeline
 from mizzle.collectives.views import over_payload, over_region
-from mizzle.collectives.window import Window
+from mizzle.collectives.window import LAG, Window
 from mizzle.collectives.wire import Wire
 
 _FP32_BYTES = 4
@@ -47,24 +47,29 @@ class Gathering:
         wire: how weights travel.
         timeline: notes what took how long.
 
-    Attributes:
-        num_bytes: of memory for rounded values on their way out.
     """
 
     def __init__(
         self, store: BlockStore, layout: ExchangeLayout, routes: Routes, window: Window, wire: Wire, timeline: Timeline
     ) -> None:
         """See the class."""
-        self._routes, self._window, self._wire, self._timeline = routes, window, wire, timeline
+        self._store, self._layout, self._routes = store, layout, routes
+        self._window, self._wire, self._timeline = window, wire, timeline
+        self._beside: Window | None = None
         self._cuts = [layout.cuts(bucket) for bucket in layout.buckets]
         self._rank = store.rank
         lengths = [len(cuts[store.rank]) for cuts in self._cuts]
         self._starts = [0, *accumulate(lengths)]
         own = self._starts[-1]
-        self.num_bytes = 0 if wire is Wire.FP32 else own * wire.element_bytes
-        if self.num_bytes:
-            self._rounded_region = store.region("rounded", self.num_bytes)
+        self._rounded_bytes = 0 if wire is Wire.FP32 else own * wire.element_bytes
+        if self._rounded_bytes:
+            self._rounded_region = store.region("rounded", self._rounded_bytes)
             self._rounded = over_region(self._rounded_region, wire.dtype, own)
+
+    @property
+    def num_bytes(self) -> int:
+        """Of memory for rounded values on their way out, and for those that come while contributions still do."""
+        return self._rounded_bytes + (self._beside.num_bytes if self._beside else 0)
 
     def run(
         self, collective: Collective, region: Region, values: torch.Tensor, master: Sequence[torch.Tensor] | None
@@ -77,24 +82,38 @@ class Gathering:
             values: (M,) fp32 over it.
             master: what is handed out instead of ``values``, rounded where weights are; None: ``values``, in fp32.
         """
-        self.begin(collective, region, values, Wire.FP32 if master is None else self._wire, self._window)
+        self.begin(collective, region, values, Wire.FP32 if master is None else self._wire)
         own = [cuts[self._rank] for cuts in self._cuts]
         exact = iter(master or [values[cut.start : cut.stop] for cut in own if len(cut)])
-        with collective.store.together():
-            for number, cut in enumerate(own):
-                if len(cut):
-                    self.offer(number, next(exact))
+        for number, cut in enumerate(own):
+            if len(cut):
+                self.offer(number, next(exact))
         with self._timeline.span("gather", "exchange"):
-            with collective.store.together():
-                for number in range(len(self._cuts)):
-                    self.take(number)
-            self.finish()
+            for number in range(len(self._cuts)):
+                self.take(number)
+            self._await_all()
 
-    def begin(self, collective: Collective, region: Region, values: torch.Tensor, wire: Wire, window: Window) -> None:
-        """Say what is gathered; args as in `run`, and how values travel, and where they arrive if they are rounded."""
+    def begin(
+        self, collective: Collective, region: Region, values: torch.Tensor, wire: Wire, *, beside_reduce: bool = False
+    ) -> None:
+        """Say what is gathered.
+
+        Args:
+            collective: as in `run`.
+            region: as in `run`.
+            values: as in `run`.
+            wire: how they travel.
+            beside_reduce: whether contributions arrive meanwhile, so that rounded values need a window of their own.
+        """
         self._collective, self._region, self._values = collective, region, values
-        self._current, self._into = wire, window
-        self._room = len(self._cuts) if wire is Wire.FP32 else window.depth
+        self._travelling, self._into = wire, self._window
+        if beside_reduce and wire is not Wire.FP32:
+            if self._beside is None:
+                self._beside = Window.of(
+                    self._store, self._layout, self._routes, (wire, wire), name="window.sums", deepest=LAG
+                )
+            self._into = self._beside
+        self._room = len(self._cuts) if wire is Wire.FP32 else self._into.depth
         self._coming: deque[_Coming] = deque()
         self._turns = 0
 
@@ -105,7 +124,7 @@ class Gathering:
             number: of the bucket.
             exact: (len,) fp32, what to round. Where nothing is rounded, it lies in its place already.
         """
-        cut, wire = self._cuts[number][self._rank], self._current
+        cut, wire = self._cuts[number][self._rank], self._travelling
         if wire is Wire.FP32:
             span = Span(self._region, *cut.of_bytes(_FP32_BYTES))
         else:
@@ -131,7 +150,12 @@ class Gathering:
             return
         while len(self._coming) >= self._room:
             self._keep_oldest()
-        wire, asked = self._current, dict[int, Pending]()
+        with self._collective.store.together():
+            self._coming.append(_Coming(number, self._ask(number)))
+        self._turns += 1
+
+    def _ask(self, number: int) -> dict[int, Pending]:
+        wire, asked = self._travelling, dict[int, Pending]()
         for place, rank in enumerate(self._routes.sources):
             cut = self._cuts[number][rank]
             if not len(cut):
@@ -143,11 +167,14 @@ class Gathering:
             asked[rank] = self._collective.fetch(
                 Kind.RESULT, into, slice_=rank, source=rank, number=FIRST_BUCKET + number
             )  # fmt: skip
-        self._turns += 1
-        self._coming.append(_Coming(number, asked))
+        return asked
 
     def finish(self) -> None:
         """Wait until the vector is whole, for the whole island."""
+        with self._timeline.span("gather", "exchange"):
+            self._await_all()
+
+    def _await_all(self) -> None:
         while self._coming:
             self._keep_oldest()
         self._await_island(self._collective)
@@ -156,13 +183,14 @@ class Gathering:
         number, blocks = self._coming.popleft()
         for rank, fetch in blocks.items():
             block = self._collective.await_all({rank: fetch})[rank]
-            self._keep(block, self._values, self._cuts[number][rank], self._current)
+            self._keep(block, self._cuts[number][rank])
 
-    def _keep(self, block: Fetched, values: torch.Tensor, cut: Slice, wire: Wire) -> None:
+    def _keep(self, block: Fetched, cut: Slice) -> None:
+        wire = self._travelling
         check_length(block, len(cut) * wire.element_bytes)
         if wire is Wire.FP32 and block.in_place:
             return
-        wire.decode(over_payload(block.payload, wire.dtype), values[cut.start : cut.stop])
+        wire.decode(over_payload(block.payload, wire.dtype), self._values[cut.start : cut.stop])
 
     def _await_island(self, collective: Collective) -> None:
         """Until all ranks of the island have written what they write: then the vector is whole."""

@@ -14,7 +14,8 @@ _MAX_UNIT = 256 * 1024
 _MIN_UNIT = 16 * 1024
 """Elements, below which a block is dearer to name than to send."""
 _LEAST_BUCKETS = 12
-"""Where they would not be shorter than that: what travels before the first sum, and after the last, is so much."""
+"""Unless their ranges would be shorter than that. So much of the vector travels before the first sum, and after the
+last one, while the links have nothing else to carry."""
 MAX_BUCKETS = 512
 
 

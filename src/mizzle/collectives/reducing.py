@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 
 import torch
 
@@ -14,7 +13,7 @@ from mizzle.blocks.store import Fetched, Pending, Region
 from mizzle.collectives.ahead import Ahead
 from mizzle.collectives.collective import Collective, check_length
 from mizzle.collectives.combine import TreeCombiner
-from mizzle.collectives.layout import MAX_BUCKETS, ExchangeLayout
+from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.opening import Opening, Rounds
 from mizzle.collectives.outgoing import Outgoing
 from mizzle.collectives.routes import Held, Parcel, Routes
@@ -30,17 +29,8 @@ OPENING, CLOSING, GATHERED, FIRST_BUCKET = range(4)
 """Numbers of an exchange's rounds; then come its buckets."""
 
 
-@dataclass(frozen=True, slots=True)
-class Follow:
-    """What is to happen to every bucket as soon as it is reduced.
-
-    Attributes:
-        reduced: is called with its number and the own range's sum, None if that is empty.
-        window: where contributions arrive meanwhile.
-    """
-
-    reduced: Callable[[int, torch.Tensor | None], None]
-    window: Window
+Follow = Callable[[int, torch.Tensor | None], None]
+"""Called with the number of a bucket as soon as it is reduced, and the own range's sum, None if that is empty."""
 
 
 class Reducing:
@@ -72,14 +62,16 @@ class Reducing:
         self._peers: dict[tuple[int, int], tuple[bytes, torch.Tensor]] = {}
         self._told = 0
 
-    def begin(self, collective: Collective, opening: Opening, *, at_once: int = MAX_BUCKETS) -> None:
+    def begin(self, collective: Collective, opening: Opening, follow: Follow | None = None) -> None:
         """Tell the peers; without an island to wait for, send what is final. Waits for nobody.
 
         Args:
             collective: the exchange under way.
             opening: what this rank tells.
-            at_once: buckets to send.
+            follow: what happens to buckets that have been reduced, if anything. It puts and fetches between those of
+                this phase, so on all ranks alike no more than `LAG` buckets are sent ahead of it.
         """
+        self._follow = follow
         self._collective, self._rank = collective, collective.store.rank
         self._rounds = Rounds(collective, self._routes)
         self._opening, self._packed = opening, opening.pack()
@@ -89,20 +81,16 @@ class Reducing:
         if opening.is_final:
             self._tell(len(self._cuts))
         if len(self._routes.island) == 1:
-            with collective.store.together():
-                self._meet({self._rank: opening})
-                if opening.is_final:
-                    self._send_up_to(min(at_once, len(self._cuts)))
+            self._meet({self._rank: opening})
+            if opening.is_final:
+                self._send_up_to(min(LAG, len(self._cuts)) if follow else len(self._cuts))
 
-    def run(
-        self, into: Sequence[torch.Tensor], ahead: Ahead | None = None, follow: Follow | None = None
-    ) -> list[bytes]:
+    def run(self, into: Sequence[torch.Tensor], ahead: Ahead | None = None) -> list[bytes]:
         """All the rest of the phase; the metas of all ranks.
 
         Args:
             into: for each own range (len,) fp32, overwritten with the sum over all active nodes.
             ahead: tells which buckets are final, where `begin` was called before they were.
-            follow: is called with every bucket that has been reduced.
         """
         if len(self._routes.island) > 1:
             said = self._rounds.hear_island(self._packed)
@@ -112,8 +100,7 @@ class Reducing:
         pending: deque[list[Pending]] = deque()
         abroad: dict[int, Opening] | None = None
         count, asked = len(self._cuts), 0
-        window = follow.window if follow else self._window
-        depth = min(LAG, window.depth) if ahead or follow else window.depth
+        depth = min(LAG, self._window.depth) if ahead or self._follow else self._window.depth
         targets = list(into)
         for turn in range(count):
             while asked < min(count, turn + depth):
@@ -121,7 +108,7 @@ class Reducing:
                 begun = time.perf_counter()
                 with self._collective.store.together():
                     self._send_up_to(asked + 1)
-                    pending.append(self._ask(asked, window))
+                    pending.append(self._ask(asked))
                 asked += 1
                 self._note(begun, ahead)
             begun = time.perf_counter()
@@ -129,8 +116,8 @@ class Reducing:
                 abroad = self._hear_abroad()
             total = self._reduce(turn, pending.popleft(), targets)
             self._note(begun, ahead)
-            if follow:
-                follow.reduced(self._number(turn), total)
+            if self._follow:
+                self._follow(self._number(turn), total)
         return self._metas(abroad or {}, ahead)
 
     def _check(self, openings: Mapping[int, Opening]) -> None:
@@ -140,8 +127,9 @@ class Reducing:
     def _meet(self, openings: Mapping[int, Opening]) -> None:
         """The island is here: speak for it, and look where its contributions lie."""
         self._openings = openings
-        self._rounds.tell_abroad({rank: one.stripped() for rank, one in openings.items()}, OPENING)
-        self._rounds.ask_abroad(self._routes.others, OPENING)
+        with self._collective.store.together():
+            self._rounds.tell_abroad({rank: one.stripped() for rank, one in openings.items()}, OPENING)
+            self._rounds.ask_abroad(self._routes.others, OPENING)
         self._vectors = {
             held: self._vector(held, openings[held.rank].places[held.part])
             for held in self._routes.held
@@ -187,7 +175,7 @@ class Reducing:
             self._sent += 1
             if not self._routes.outgoing:
                 continue
-            with self._timeline.span("send", "exchange", bucket=number):
+            with self._timeline.span("send", "exchange", bucket=number), self._collective.store.together():
                 for parcel in self._routes.outgoing:
                     self._send(parcel, number)
 
@@ -200,7 +188,7 @@ class Reducing:
                 part=parcel.number, number=FIRST_BUCKET + number,
             )  # fmt: skip
 
-    def _ask(self, turn: int, window: Window) -> list[Pending]:
+    def _ask(self, turn: int) -> list[Pending]:
         """Start the fetch of a bucket's contributions from other islands, in the order of `Routes.incoming`."""
         number = self._number(turn)
         num_bytes = len(self._cuts[number][self._rank]) * self._wire.element_bytes
@@ -208,7 +196,7 @@ class Reducing:
             return []
         return [
             self._collective.fetch(
-                Kind.CONTRIBUTION, window.span(turn, place, num_bytes), slice_=self._rank,
+                Kind.CONTRIBUTION, self._window.span(turn, place, num_bytes), slice_=self._rank,
                 source=parcel.sender, part=parcel.number, number=FIRST_BUCKET + number,
             )
             for place, parcel in enumerate(self._routes.incoming)

@@ -11,7 +11,8 @@ from mizzle.collectives.wire import Wire
 
 _MAX_DEPTH = 8
 LAG = 2
-"""Buckets on their way at once where results follow contributions: the same on all ranks, whatever their windows."""
+"""The least depth of any window, if there are so many buckets. Who must send in the order in which others fetch, or has
+just learnt that a bucket is final, is so far ahead: the same on all ranks, whatever their windows."""
 _FP32_BYTES = 4
 _LINE_BYTES = 64
 
@@ -24,23 +25,28 @@ class Window:
         num_bytes: of memory.
     """
 
-    def __init__(self, region: Region | None, depth: int, stride: int, places: int, first: int = 0) -> None:
+    def __init__(self, region: Region | None, depth: int, stride: int, num_bytes: int) -> None:
         """See `of`."""
         self.depth = depth
-        self.num_bytes = depth * places * stride
+        self.num_bytes = num_bytes
         self._region = region
-        self._stride, self._places = stride, places
-        self._first = first
+        self._stride = stride
+        self._places = num_bytes // (stride * depth) if region is not None else 0
 
     @classmethod
-    def of(cls, store: BlockStore, layout: ExchangeLayout, routes: Routes, wires: tuple[Wire, Wire]) -> Self:
-        """Room for as many buckets as 2/N of the vector hold, but two at least (four of 16 bits) and eight at most.
+    def of(
+        cls, store: BlockStore, layout: ExchangeLayout, routes: Routes, wires: tuple[Wire, Wire], *,
+        name: str = "window", deepest: int = _MAX_DEPTH,
+    ) -> Self:  # fmt: skip
+        """Room for as many buckets as 2/N of the vector hold, but two at least and ``deepest`` at most.
 
         Args:
-            store: makes the region "window".
+            store: makes the region.
             layout: of the exchange.
             routes: of this rank.
             wires: of contributions, and of weights.
+            name: of the region.
+            deepest: buckets, at least `LAG`.
 
         Raises:
             ArenaError: no memory.
@@ -51,26 +57,15 @@ class Window:
         rounded = len(routes.sources) if wires[1] is not Wire.FP32 else 0
         places = max(len(routes.incoming), rounded)
         stride = -(-longest * max(wires[0].element_bytes, 2) // _LINE_BYTES) * _LINE_BYTES
-        # `halves` have room for `LAG` buckets each, or for all there are
-        least = min(LAG, len(buckets)) * (1 if wires[1] is Wire.FP32 else 2)
         if not places or not stride:
-            return cls(None, least, 1, 0)
+            return cls(None, min(LAG, len(buckets)), 1, 0)
         affordable = 2 * layout.num_elements * _FP32_BYTES // store.size // (places * stride)
-        depth = max(least, min(len(buckets), _MAX_DEPTH, affordable))
-        return cls(store.region("window", depth * places * stride), depth, stride, places)
-
-    def halves(self) -> tuple[Window, Window]:
-        """Two that share this one's memory: for what comes in two streams at once."""
-        depth = self.depth // 2
-        first = self._first + depth
-        return (
-            Window(self._region, depth, self._stride, self._places, self._first),
-            Window(self._region, self.depth - depth, self._stride, self._places, first),
-        )
+        depth = min(len(buckets), deepest, max(LAG, affordable))
+        num_bytes = depth * places * stride
+        return cls(store.region(name, num_bytes), depth, stride, num_bytes)
 
     def span(self, turn: int, place: int, num_bytes: int) -> Span | None:
         """Where the block for a place of the ``turn``-th bucket goes; free again ``depth`` turns later."""
         if self._region is None:
             return None
-        slot = self._first + turn % self.depth
-        return Span(self._region, (slot * self._places + place) * self._stride, num_bytes)
+        return Span(self._region, (turn % self.depth * self._places + place) * self._stride, num_bytes)

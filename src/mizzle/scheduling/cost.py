@@ -23,7 +23,7 @@ from mizzle.errors import ConfigError
 _FP32_BYTES = 4
 _PAGE_BYTES = 4096
 # Of a bucket, what a rank owns of it: as `mizzle.collectives.layout` cuts the vector.
-_SHORTEST_RANGE_BYTES, _LONGEST_RANGE_BYTES, _LEAST_BUCKETS, _MOST_BUCKETS = 64 * 1024, 1024 * 1024, 4, 512
+_SHORTEST_RANGE_BYTES, _LONGEST_RANGE_BYTES, _LEAST_BUCKETS, _MOST_BUCKETS = 64 * 1024, 1024 * 1024, 12, 512
 _MEDIAN_TO_SIGMA = 1.4826  # of the absolute errors, where they are normal
 _DISTURBED = 2.5  # sigmas from which on a point is left out
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import select
 import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -42,6 +44,11 @@ class Bridge:
         """A frame."""
         self._socket.sendall(body.frame(kind, tag))
 
+    @property
+    def has_request(self) -> bool:
+        """Whether something has come that was not read."""
+        return bool(select.select([self._socket], [], [], 0)[0])
+
     def close(self) -> None:
         """End the connection."""
         self._socket.close()
@@ -69,6 +76,22 @@ def store(client: BridgeClient) -> TransferStore:
     arena = BridgeArena([control], lambda *_: (0, ""), Path("/"))
     membership = Membership(RUN, 0, 0, (Peer(0, "id", ""), Peer(1, "id", "")))
     return TransferStore(client, arena, membership, TIMEOUT_S)
+
+
+def test_what_is_sent_together_leaves_at_the_end_or_with_a_wait(tmp_path: Path) -> None:
+    with connected(tmp_path) as (bridge, client):
+        one = store(client)
+        with one.together():
+            with one.together():
+                one.fetch(BLOCK, None)
+            one.fetch(replace(BLOCK, part=1), None)
+            assert not bridge.has_request, "not even the end of the inner body sends anything"
+        assert [bridge.read()[0] for _ in range(2)] == [Request.FETCH] * 2
+        with one.together():
+            one.fetch(replace(BLOCK, part=2), None)
+            assert not client.has_answer(99, Deadline.after(0))
+            assert bridge.read()[0] == Request.FETCH, "a wait sends what is held"
+        assert not bridge.has_request
 
 
 def test_a_bridge_that_goes_away_is_a_fault_of_the_cluster(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import cycle, islice
 from typing import Any
@@ -288,6 +289,9 @@ class Trailing:
                 return pending.wait(deadline)
 
         return Late() if self.rank == 2 and block.kind is Kind.RESULT else pending
+
+    def together(self) -> AbstractContextManager[None]:
+        return self.inner.together()
 
     def drop(self, iteration: int, op: int) -> None:
         self.inner.drop(iteration, op)

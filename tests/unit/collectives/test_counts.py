@@ -231,11 +231,14 @@ class Regions:
 @pytest.mark.parametrize(("hosts", "ranks"), [(1, 4), (2, 1), (2, 2), (4, 1), (4, 4), (16, 1), (16, 2), (64, 1)])
 @pytest.mark.parametrize("num_elements", [50_000, 7_000_000, 138_357_544])
 @pytest.mark.parametrize("wire", [Wire.FP32, Wire.BF16])
-def test_a_window_is_no_larger_than_the_plan_says(hosts: int, ranks: int, num_elements: int, wire: Wire) -> None:
+@pytest.mark.parametrize("weights_wire", [Wire.FP32, Wire.BF16])
+def test_a_window_is_no_larger_than_the_plan_says(
+    hosts: int, ranks: int, num_elements: int, wire: Wire, weights_wire: Wire
+) -> None:
     size = hosts * ranks
     layout = ExchangeLayout(num_elements, size, tuple((rank,) for rank in range(size)))
     routes = Routes(layout, placed(hosts, ranks), 0)
-    window = Window.of(cast("BlockStore", Regions(size)), layout, routes, (wire, Wire.FP32))
+    window = Window.of(cast("BlockStore", Regions(size)), layout, routes, (wire, weights_wire))
     foretold = CostModel(num_parameters=num_elements, compute_s=1, bytes_per_s=1).memory(size, hosts=hosts).window
     ranges = 2 * (hosts - 1)
     assert window.num_bytes <= foretold + ranges * 4 * 1024, "ranges are whole multiples of 1024 elements"

@@ -17,6 +17,7 @@ from mizzle.blocks.store import BlockStore
 from mizzle.collectives import Exchange, ExchangeLayout, Node, Wire
 from mizzle.collectives.routes import Routes
 from mizzle.errors import CollectiveMismatch, ConfigError
+from unit.collectives.strict import strict_stores
 from unit.collectives.test_exchange import add_to_master, gradient, present, weights_after
 
 Islands = tuple[tuple[int, ...], ...]
@@ -138,7 +139,73 @@ def test_a_plain_sum_is_exact_on_any_islands_with_any_buckets_and_wires(
             assert torch.equal(total, pattern * ranks + ranks * (ranks - 1) + ranks * iteration)
         exchange.share(3, 0, b"")
 
-    run_ranks(ranks, rank, stores=memory_stores(ranks, in_place=True, islands=islands))
+    stores, ledger = strict_stores(ranks, islands)
+    run_ranks(ranks, rank, stores=stores)
+    ledger.check()
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    st.integers(1, 5), st.integers(1, 6), st.integers(0, 9000), st.integers(1, 9), st.sampled_from(list(Wire)),
+    st.integers(0, 2**30),
+)  # fmt: skip
+def test_phases_and_plain_sums_take_turns_and_fetch_in_the_order_of_puts(
+    ranks: int, shards: int, num_elements: int, chunks: int, weights_wire: Wire, seed: int
+) -> None:
+    stream = Random(seed)  # noqa: S311 - no secrets here
+    placement = tuple(dealt(range(shards), ranks, stream))
+    islands = tuple(sorted(island for island in dealt(range(ranks), stream.randint(1, ranks), stream) if island))
+    layout = ExchangeLayout(num_elements, shards, placement, stripe=chunks * 1024)
+
+    def rank(store: BlockStore) -> None:
+        exchange = Exchange(store, layout, wire=Wire.FP32, weights_wire=weights_wire, timeout_s=20)
+        for iteration in range(4):
+            for node in exchange.nodes:
+                exchange.contribution(node).fill_(node.hi - node.lo)
+            if iteration % 2:
+                found = exchange.all_reduce(iteration, 0)
+            else:
+                exchange.publish(iteration, 0, active=exchange.nodes, meta=b"")
+                at = 0
+                total = exchange.reduce().total
+                for own, master in zip(exchange.owned, exchange.master, strict=True):
+                    master.copy_(total[at : at + len(own)])
+                    at += len(own)
+                exchange.gather()
+                found = exchange.weights
+            assert (found == shards).all()
+        exchange.share(4, 0, b"")
+
+    stores, ledger = strict_stores(ranks, islands)
+    run_ranks(ranks, rank, stores=stores)
+    ledger.check()
+
+
+def test_a_bucket_of_a_plain_sum_is_handed_out_as_soon_as_it_is_reduced() -> None:
+    layout = ExchangeLayout(40_000, 2, ((0,), (1,)), stripe=8 * 1024)
+
+    def rank(store: BlockStore) -> None:
+        exchange = Exchange(store, layout, wire=Wire.FP32, timeout_s=20)
+        exchange.all_reduce(0, 0)
+        exchange.share(1, 0, b"")
+
+    stores, ledger = strict_stores(2, ((0,), (1,)))
+    run_ranks(2, rank, stores=stores)
+    kinds = "".join(block.kind.name[0] for block in ledger.puts[0, 1])
+    assert kinds == "C" + "CC" + "RC" * 3 + "RR" + "C", "opening, buckets, share"
+
+
+def test_a_plain_sum_waits_for_nothing_that_was_begun() -> None:
+    def rank(store: BlockStore) -> None:
+        exchange = Exchange(store, ExchangeLayout(3000, 1, ((0,),)), wire=Wire.FP32, timeout_s=20)
+        exchange.publish(0, 0, active=exchange.nodes, meta=b"")
+        with pytest.raises(ConfigError, match="call it after gather"):
+            exchange.all_reduce(1, 0)
+        exchange.reduce()
+        exchange.gather()
+        exchange.all_reduce(1, 0)
+
+    run_ranks(1, rank)
 
 
 @pytest.mark.parametrize("islands", [((0, 1),), ((0,), (1,))], ids=str)
