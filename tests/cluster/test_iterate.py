@@ -120,6 +120,16 @@ def test_a_rank_keeps_its_process_through_a_run_and_the_next_run_finds_it(spark_
     assert len({value[0] for value in first.values}) == 2
 
 
+def many_bytes(ctx: StepContext, _batch: object) -> Any:
+    return np.arange(3000 * (1 + ctx.rank), dtype=np.uint16)
+
+
+def test_a_large_value_comes_in_pieces_and_jobs(spark_local: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mizzle.spark.runner._PIECE_BYTES", 1000)
+    result = run_add_up(spark_local, iterations=2, finish=many_bytes)
+    assert [value.tolist() for value in result.values] == [list(range(3000)), list(range(6000))]
+
+
 def two_metrics(ctx: StepContext, _batch: object) -> dict[str, float]:
     return {"a": 1.0, "b": 10.0} if ctx.rank else {"b": 30.0, "a": 3.0}
 

@@ -47,6 +47,24 @@ def test_all_reduce_is_the_tree_sum_bit_for_bit(open_ranks: Open, size: int, num
         assert found == [expected] * 3
 
 
+@pytest.mark.parametrize("wires", [(Wire.FP32, Wire.FP32), (Wire.BF16, Wire.FP16), (Wire.FP32, Wire.BF16)], ids=str)
+@pytest.mark.parametrize("size", [2, 3, 5])
+def test_an_exchange_adds_up_bucket_by_bucket(open_ranks: Open, wires: tuple[Wire, Wire], size: int) -> None:
+    layout = ExchangeLayout(50_003, size, tuple((rank,) for rank in range(size)), stripe=7 * 1024)
+    pattern = torch.arange(50_003, dtype=torch.float32) % 13
+
+    def rank(store: BlockStore) -> None:
+        exchange = Exchange(store, layout, wire=wires[0], weights_wire=wires[1], timeout_s=20)
+        for iteration in range(4):
+            torch.add(pattern, 2 * store.rank + iteration, out=exchange.contribution(exchange.nodes[0]))
+            total = exchange.all_reduce(iteration, 0)
+            # whole numbers below 256, which 16 bits hold as well
+            assert torch.equal(total, pattern * size + size * (size - 1) + size * iteration)
+        exchange.share(4, 0, b"")
+
+    run_ranks(size, rank, stores=open_ranks(size).stores)
+
+
 @pytest.mark.parametrize("wire", [None, "bf16", "fp16"])
 def test_every_collective_agrees_on_all_ranks(open_ranks: Open, wire: str | None) -> None:
     size, num_elements = 3, 40_001

@@ -35,7 +35,9 @@ from mizzle.spark.placement import drain, here, placed
 
 _log = logging.getLogger(__name__)
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
-_CHUNK_BYTES = 16 * 1024 * 1024
+_PIECE_BYTES = 8 * 1024 * 1024
+"""Of one task's result, of which Spark makes several copies in the heaps of executor and driver."""
+_PIECES_AT_ONCE = 8
 _COPY_WAITS_S = 10.0
 
 
@@ -138,7 +140,7 @@ class GroupRunner:
                 raise
 
     def fetch(self, wanted: Sequence[tuple[int, Memory]]) -> list[bytes]:
-        """What ranks left in their arenas: one job, with a task on the executor of each.
+        """What ranks left in their arenas, by tasks on the executor of each; however large, no heap has to hold much.
 
         Args:
             wanted: ranks, and what of theirs.
@@ -146,17 +148,29 @@ class GroupRunner:
         Raises:
             Misplaced: some slot there is taken by other jobs all the time.
         """
-        if not wanted:
-            return []
-        wishes = [(self._executors[rank], memory) for rank, memory in wanted]
+        found = [bytearray() for _ in wanted]
+        pieces = [piece for number, (rank, memory) in enumerate(wanted) for piece in self._cut(number, rank, memory)]
+        for start in range(0, len(pieces), _PIECES_AT_ONCE):
+            some = pieces[start : start + _PIECES_AT_ONCE]
+            for piece, part in zip(some, self._read(some), strict=True):
+                found[piece.number] += part
+        return [bytes(one) for one in found]
+
+    def _cut(self, number: int, rank: int, memory: Memory) -> list[_Piece]:
+        return [
+            _Piece(number, self._executors[rank], memory.path, at, min(_PIECE_BYTES, memory.num_bytes - at))
+            for at in range(0, memory.num_bytes, _PIECE_BYTES)
+        ]
+
+    def _read(self, pieces: Sequence[_Piece]) -> list[bytes]:
+        """One job, with a task for each piece."""
         retries = _Retries(self._layout.timeout_s)
         while True:
-            tasks = placed(self._context, self._locations([executor for executor, _ in wishes]))
-            chunks = tasks.mapPartitionsWithIndex(partial(_read_memory, wishes))
-            found = self._jobs.run("results", chunks.collect)
-            parts = [b"".join(chunk for at, chunk in found if at == number) for number in range(len(wanted))]
-            if all(len(part) == memory.num_bytes for part, (_, memory) in zip(parts, wanted, strict=True)):
-                return parts
+            tasks = placed(self._context, self._locations([piece.executor for piece in pieces]))
+            read = tasks.mapPartitionsWithIndex(partial(_read_memory, pieces))
+            found: dict[int, bytes] = dict(self._jobs.run("results", read.collect))
+            if all(len(found.get(at, b"")) == piece.num_bytes for at, piece in enumerate(pieces)):
+                return [found[at] for at in range(len(pieces))]
             retries.pause_or_raise(Misplaced("a task was started away from the executor where a result lies"))
 
     def __enter__(self) -> Self:
@@ -250,20 +264,28 @@ class _Retries:
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
 
-def _read_memory(wishes: Sequence[tuple[str, Memory]], task: int, rows: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
-    """Runs on an executor: a region in chunks, or nothing on another executor than the one that holds it."""
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """A part of something large that a rank left: number ``number`` of what is wanted."""
+
+    number: int
+    executor: str
+    path: str
+    start: int
+    num_bytes: int
+
+
+def _read_memory(pieces: Sequence[_Piece], task: int, rows: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
+    """Runs on an executor: a piece, or nothing on another executor than the one that holds it."""
     drain(rows)
-    executor, memory = wishes[task]
-    if here() != executor:
+    piece = pieces[task]
+    if here() != piece.executor:
         context = TaskContext.get()
         if context is not None and context.attemptNumber() > 0:
             # A speculative copy must not win with nothing over the attempt that is at the right place: it waits to be
             # killed when that one is done.
             threading.Event().wait(_COPY_WAITS_S)
         return
-    left = memory.num_bytes
-    with Path(memory.path).open("rb") as file:
-        while left:
-            chunk = file.read(min(left, _CHUNK_BYTES))
-            left -= len(chunk)
-            yield task, chunk
+    with Path(piece.path).open("rb") as file:
+        file.seek(piece.start)
+        yield task, file.read(piece.num_bytes)

@@ -150,11 +150,11 @@ def test_memory_by_hand() -> None:
     model = CostModel(num_parameters=1_000_000, compute_s=0.1, bytes_per_s=1e9)
     memory = model.memory(4, hosts=2, optimizer_state=2)
     assert (memory.weights, memory.gradients, memory.reduced) == (2_000_000, 4_000_000, 1_000_000)
-    assert (memory.window, memory.master, memory.optimizer) == (2_000_000, 0, 2_000_000)
-    assert memory.sum == 11_000_000
+    assert (memory.window, memory.master, memory.optimizer) == (8 * 83_333, 0, 2_000_000), "ranges of a twelfth"
+    assert memory.sum == 9_666_664
     assert memory.recovery == 2 * 4_194_304, "3 MB each, in regions of a power of two"
     narrow = model.memory(4, hosts=2, optimizer_state=2, narrow_weights=True)
-    assert (narrow.window, narrow.master) == (2_500_000, 1_000_000)
+    assert (narrow.window, narrow.master) == (1_166_664, 1_000_000)
     assert model.memory(4, hosts=1).window == 0, "nothing arrives from anywhere"
     assert model.memory(1).sum == 20_000_000
 
@@ -164,7 +164,7 @@ def test_a_window_has_room_for_two_ranges_of_every_other_host_and_at_most_eight(
         return CostModel(num_parameters=num_parameters, compute_s=0.1, bytes_per_s=1e9).memory(hosts).window
 
     assert window(1_000_000, 16) == 2 * 15 * 65536, "16 K elements are the shortest range"
-    assert window(1_000_000, 4) == 2 * 1_000_000, "2/N of the vector, between two and eight"
+    assert window(1_000_000, 8) == 2 * 500_000, "2/N of the vector, between two and eight"
     assert window(10**9, 16) == 8 * 15 * 2**20, "a megabyte is the longest range"
     assert window(2**31, 2) == 8 * 2**23, "unless there are more than 512 of them"
 
