@@ -50,8 +50,10 @@ class RunConfig:
         max_group_s: with "auto", how long a group may last in seconds: within it the run shows no progress and takes
             up no change. 20 s keep both lively, and leave room for 1 % where launching a group takes up to 0.1 s.
         transport: how ranks reach each other; "auto" unless a transport is to be measured.
-        overlap: whether gradients travel while backward goes on. It changes no result. "auto" does it where some peer
-            is on another host: on one host adding them up would take the cores that backward needs.
+        overlap: whether gradients travel while backward goes on. It changes no result. "auto" does it where some peer's
+            memory is not seen (on another host, or with transport "blocks"): on one host adding up would take the cores
+            that backward needs. It is off, whatever is asked for, with a 16-bit ``wire``, and when there are several
+            hosts and one of them has more than one rank.
         trace: file for the driver to write, with what every rank did when, for chrome://tracing or Perfetto. None:
             nothing is noted.
         timeout_s: seconds that a rank waits for its peers in one exchange, or for its group to come together. 60 s

@@ -60,6 +60,10 @@ class InceptionOutput(NamedTuple):
 class InceptionV1(nn.Module):
     """Nine inception modules on three convolutions; 6,998,552 parameters with 1000 classes, 13,378,280 with the heads.
 
+    Train it with ``Trainer(InceptionV1(...), inception_loss, ...)``, whose loss has the heads' part while training and
+    not in validation; metrics see plain logits. Without heads any loss will do. Pictures are (3, 224, 224), a few
+    pixels more or less do no harm; small ones fail in a pooling layer.
+
     Args:
         num_classes: length of the output.
         aux_heads: whether there are auxiliary heads; they take part in training mode only.

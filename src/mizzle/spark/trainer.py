@@ -81,10 +81,12 @@ class Trainer:
         accumulate: micro-batches that a shard's part of an iteration is cut into, to save memory.
         autocast: run forward and loss in bfloat16 where torch thinks it safe.
         not_finite: "raise" on a NaN or infinite loss or gradient, or "skip" that update.
-        wire: element type of gradients on their way: "fp32", "bf16" or "fp16"; sums are fp32 always.
-        weights_wire: element type of new weights on their way. With a 16-bit one forward and backward use rounded
-            weights, of which the learnt model is made; the optimizer goes on from fp32 ones. Prefer "bf16": "fp16" ends
-            at 65504. No effect on optimizers that run whole.
+        wire: element type of gradients between hosts: "fp32", "bf16" or "fp16"; sums are fp32 always. Ranks of one host
+            read each other's fp32 gradients, so there it changes nothing. With "fp16" a gradient times its rows must
+            stay below 65504 on any cluster; prefer "bf16".
+        weights_wire: element type of new weights. With a 16-bit one forward and backward use rounded weights, also on
+            one host, and the learnt model is made of them; the optimizer goes on from fp32 ones. Prefer "bf16": "fp16"
+            ends at 65504. No effect on optimizers that run whole.
         error_feedback: with a 16-bit ``wire``, add what was rounded away of a gradient to the next one.
         threads: torch threads per rank. Fixed, because kernels may add in another order with more.
         run: layout on the cluster.

@@ -35,6 +35,7 @@ from mizzle.training.update import cut, make_update
 _REFRESH, _GRADIENTS, _NORMS, _LEAVE, _EVALUATION = range(5)  # ops of an iteration, in the order in which they may come
 
 _FP16_LIMIT = 65520.0  # from here on float16 rounds to infinity
+_FP16_ADVICE = "65504, where float16 ends on its way: wire='bf16' goes further, and gradients are clipped later"
 _SUM_LIMIT = 3.38e38  # below it float32 sums, and bfloat16 roundings, cannot become infinite
 
 
@@ -334,7 +335,7 @@ class RankTrainer:
         """Why this iteration must not update the weights: the same text on every rank."""
         bad = report.first_not_finite
         if bad is None and self._spec.wire is Wire.FP16 and self._exchange.sends_sums and report.peak >= _FP16_LIMIT:
-            return f"the sum of the shards' gradients may reach {report.peak:.3g}, which float16 cannot hold on its way"
+            return f"the sum of the shards' gradients may reach {report.peak:.3g}, over {_FP16_ADVICE}"
         if bad is None and report.peak >= _SUM_LIMIT:
             return f"the sum of the shards' gradients may reach {report.peak:.3g}, which float32 cannot hold"
         if bad is None:
@@ -342,7 +343,7 @@ class RankTrainer:
         if not math.isfinite(bad.loss_sum):
             return f"the loss of shard {bad.shard} is {bad.loss_sum}"
         name = self._flat.name_at(bad.not_finite_at)
-        limit = " on a 16-bit wire" if self._spec.wire is Wire.FP16 else ""
+        limit = f", or, times the shard's rows, over {_FP16_ADVICE}" if self._spec.wire is Wire.FP16 else ""
         return f"the gradient of {name!r} from shard {bad.shard} is not finite{limit}"
 
     def _leave_together(self, plan: IterationPlan, fault: str) -> None:
