@@ -130,8 +130,9 @@ class TrainPart:
                 spec, model, context.store, work.shards_of_rank, timeout_s=context.terms.timeout_s,
                 timeline=self._timeline,
             )  # fmt: skip
-            state = find_state(context, boundary)
-            self._trainer = RankTrainer(spec, model, exchange, shards, state=state, timeline=self._timeline)
+            kept = find_state(context, boundary)
+            states = [] if kept is None else [kept]
+            self._trainer = RankTrainer(spec, model, exchange, shards, states=states, timeline=self._timeline)
             # At every start: a rank wrote its own ranges only, and a group that failed may have left newer ones.
             self._trainer.gather_weights(boundary)
             held = self._held_for_validation(work, exchange, boundary)

@@ -11,6 +11,7 @@ import inspect
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any
 
 import torch
@@ -47,6 +48,23 @@ class Place:
     at: int
 
 
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    """What is kept as one in a state.
+
+    Attributes:
+        parameters: of torch's optimizer, at least one.
+        span: the range of the flat vector that they are cut from, or None if they are whole.
+    """
+
+    parameters: list[torch.nn.Parameter]
+    span: Slice | None
+
+    def is_cut(self, value: torch.Tensor) -> bool:
+        """Whether a tensor of the state, seen at one of the parameters, has an element for each of its elements."""
+        return self.span is not None and value.dim() > 0
+
+
 class FlatOptimizer:
     """An optimizer whose parameters are places of a flat vector of weights, group by group.
 
@@ -54,15 +72,21 @@ class FlatOptimizer:
         factory: the user's.
         groups: names and options.
         places: per group the places it updates, at least one, be it empty: the same groups on every rank.
+        spans: for each group the range of the flat vector that its places are cut from; None: places are whole.
     """
 
     def __init__(
-        self, factory: OptimizerFactory, groups: Sequence[ParameterGroup], places: Sequence[Sequence[Place]]
-    ) -> None:
+        self, factory: OptimizerFactory, groups: Sequence[ParameterGroup], places: Sequence[Sequence[Place]],
+        spans: Sequence[Slice] | None = None,
+    ) -> None:  # fmt: skip
         """Build the optimizer over the places."""
         self._places = [place for group in places for place in group]
         members = [[torch.nn.Parameter(place.weights) for place in group] for group in places]
         self._parameters = [parameter for group in members for parameter in group]
+        self._units = (
+            [_Unit([parameter], None) for parameter in self._parameters] if spans is None
+            else [_Unit(group, span) for group, span in zip(members, spans, strict=True)]
+        )  # fmt: skip
         self._optimizer = build(factory, groups, members)
 
     @classmethod
@@ -85,7 +109,8 @@ class FlatOptimizer:
                 if first < last:
                     group.append(Place(values[first - own.start : last - own.start], at + first - own.start))
             at += len(own)
-        return cls(factory, flat.groups, [group or [Place(torch.empty(0), 0)] for group in places])
+        spans = [Slice(whole.start, whole.stop) for whole in flat.ranges]
+        return cls(factory, flat.groups, [group or [Place(torch.empty(0), 0)] for group in places], spans)
 
     @classmethod
     def whole(cls, factory: OptimizerFactory, flat: FlatParameters, weights: torch.Tensor) -> FlatOptimizer:
@@ -99,7 +124,7 @@ class FlatOptimizer:
     @property
     def state_bytes(self) -> int:
         """Memory that its state takes now: none before the first step."""
-        return sum(tensor.nbytes for tensor in self.state()[0].values())
+        return sum(tensor.nbytes for tensor in chain.from_iterable(self.state()[0].values()))
 
     def set_hyperparameters(self, hyper: Sequence[Mapping[str, Any]]) -> None:
         """Set hyper-parameters of the groups, as the driver planned them; nothing when ``hyper`` is empty.
@@ -121,19 +146,24 @@ class FlatOptimizer:
             parameter.grad = gradient[place.at : place.at + parameter.numel()].view(parameter.shape)
         self._optimizer.step()
 
-    def state(self) -> tuple[dict[str, torch.Tensor], dict[str, Scalar]]:
-        """All state, by "optimizer.<place>.<name>": tensors (not copied) and plain numbers.
+    def state(self) -> tuple[dict[str, list[torch.Tensor]], dict[str, Scalar]]:
+        """All state, by "optimizer.<group>.<name>", or place instead of group if places are whole.
+
+        Returns:
+            Tensors (not copied), those of a group's places in their order, and plain numbers. Steps and the like, which
+            all places of a group have alike, come once.
 
         Raises:
             ModelError: the optimizer keeps something else; the message names it.
         """
-        tensors: dict[str, torch.Tensor] = {}
+        tensors: dict[str, list[torch.Tensor]] = {}
         scalars: dict[str, Scalar] = {}
-        for number, parameter in enumerate(self._parameters):
-            for name, value in self._optimizer.state.get(parameter, {}).items():
+        for number, unit in enumerate(self._units):
+            for name, value in self._optimizer.state.get(unit.parameters[0], {}).items():
                 key = f"{_PREFIX}.{number}.{name}"
                 if isinstance(value, torch.Tensor):
-                    tensors[key] = value
+                    alike = unit.parameters if unit.is_cut(value) else unit.parameters[:1]
+                    tensors[key] = [self._optimizer.state[parameter][name] for parameter in alike]
                 elif value is None or isinstance(value, (bool, int, float)):
                     scalars[key] = value
                 else:
@@ -143,15 +173,34 @@ class FlatOptimizer:
                     )
         return tensors, scalars
 
+    def spans(self) -> dict[str, Slice]:
+        """For every tensor of `state` that is cut, the range of the flat vector that it is cut from."""
+        return {
+            key: unit.span
+            for key, (first, *_) in self.state()[0].items()
+            if (unit := self._units[int(key.split(".")[1])]).span is not None and unit.is_cut(first)
+        }
+
     def load_state(self, tensors: Mapping[str, torch.Tensor], scalars: Mapping[str, Scalar]) -> None:
-        """Take what `state` gave, bit for bit; other keys are ignored, state that is not given is dropped."""
+        """Take what `state` gave, bit for bit; other keys are ignored, state that is not given is dropped.
+
+        Args:
+            tensors: those of a group's places end to end.
+            scalars: as given.
+        """
         self._optimizer.state.clear()
         for key, value in (*tensors.items(), *scalars.items()):
             prefix, _, rest = key.partition(".")
             if prefix == _PREFIX:
                 number, _, name = rest.partition(".")
-                kept = value.clone() if isinstance(value, torch.Tensor) else value
-                self._optimizer.state[self._parameters[int(number)]][name] = kept
+                self._load(self._units[int(number)], name, value)
+
+    def _load(self, unit: _Unit, name: str, value: torch.Tensor | Scalar) -> None:
+        parts: Sequence[torch.Tensor | Scalar] = [value] * len(unit.parameters)
+        if isinstance(value, torch.Tensor) and unit.is_cut(value):
+            parts = torch.split(value, [parameter.numel() for parameter in unit.parameters])
+        for parameter, part in zip(unit.parameters, parts, strict=True):
+            self._optimizer.state[parameter][name] = part.clone() if isinstance(part, torch.Tensor) else part
 
 
 def build(

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from mizzle.collectives.exchange import Exchange
+from mizzle.collectives.slices import Slice
 from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.collectives.tree import Node
 from mizzle.collectives.wire import Wire
@@ -27,6 +28,7 @@ from mizzle.training.flat import FlatParameters
 from mizzle.training.local import ShardCompute, survey, torch_threads
 from mizzle.training.loss_log import LossLog
 from mizzle.training.overlap import BucketAnnouncer
+from mizzle.training.recut import OWNED, SPANS, recut
 from mizzle.training.report import FINITE, IterationReport, RankReport, ShardReport
 from mizzle.training.spec import IterationMetrics, IterationPlan, ShardRows, TrainingSpec
 from mizzle.training.state import PackedState, unpack_state
@@ -47,7 +49,8 @@ class RankTrainer:
         model: its parameters become views of the exchange's weights.
         exchange: made for `FlatParameters.num_elements` of this model and ``spec.groups``.
         shards: this rank's shards by number.
-        state: of a boundary, from `save_state`: then the model's own values are not looked at. None starts from them.
+        states: of a boundary, for `load_state`: then the model's own values are not looked at. None: it starts from
+            them.
         guard: a lock that ranks in one process share; see `ShardCompute`.
         timeline: where this rank notes when it did what; the exchange's own.
 
@@ -67,7 +70,7 @@ class RankTrainer:
         exchange: Exchange,
         shards: Mapping[int, ShardRows],
         *,
-        state: bytes | bytearray | memoryview | None = None,
+        states: Sequence[bytes | bytearray | memoryview] = (),
         guard: AbstractContextManager[Any] | None = None,
         timeline: Timeline = NO_TIMELINE,
     ) -> None:
@@ -81,7 +84,7 @@ class RankTrainer:
         self._check()
         self._buffers = ModelBuffers(model, self._flat)
         self._update = make_update(spec, self._flat, self._buffers, exchange)
-        if state is None:
+        if not states:
             for own, master in zip(self._update.owned, self._update.masters, strict=True):
                 self._flat.copy_to(master, own.start)
         self._flat.bind_weights(self._update.weights)
@@ -94,8 +97,8 @@ class RankTrainer:
         self._plan = IterationPlan(0, 0, 0)
         self._contributions = Contributions(self._compute_shard, self._flat.num_elements)
         self.log = LossLog()
-        if state is not None:
-            self.load_state(state)
+        if states:
+            self.load_state(states)
 
     def run(self, iterations: Sequence[IterationPlan]) -> list[IterationMetrics]:
         """Run iterations; all ranks must be given the same ones. The first time it gathers the weights before.
@@ -157,21 +160,26 @@ class RankTrainer:
         """The same as bytes of its own."""
         return self._state().to_bytes()
 
-    def load_state(self, raw: bytes | bytearray | memoryview) -> None:
-        """Go on from `save_state` of the same ranges, with the same bits; nothing of ``raw`` is needed afterwards.
+    def load_state(self, raws: Sequence[bytes | bytearray | memoryview]) -> None:
+        """Go on from `save_state` with the same bits; nothing of ``raws`` is needed afterwards.
 
-        All ranks load the states of one boundary, and then gather the weights.
+        All ranks load states of one boundary, and then gather the weights.
+
+        Args:
+            raws: of any number of ranks: this rank's own if it owned the same ranges, else all that have some of them.
 
         Raises:
-            ConfigError: it is the state of another model or other ranges.
+            ConfigError: these are states of another model, or some of this rank's elements are in none of them.
         """
-        tensors, scalars = unpack_state(raw)
-        owned = [[own.start, own.stop] for own in self._update.owned]
-        if (scalars["signature"], scalars["owned"]) != (self._flat.signature(), owned):
-            raise ConfigError(
-                f"the state holds elements {_listed(scalars['owned'])} of model {scalars['signature'][:8]}, this rank "
-                f"owns {_listed(owned)} of model {self._flat.signature()[:8]}"
-            )
+        states = [unpack_state(raw) for raw in raws]
+        signature = self._flat.signature()
+        for _, scalars in states:
+            if scalars["signature"] != signature:
+                raise ConfigError(
+                    f"a state of model {scalars['signature'][:8]} was given, this is model {signature[:8]}: names, "
+                    "shapes and groups of parameters must be the same"
+                )
+        tensors, scalars = recut(states, self._update.owned)
         for master, saved in zip(self._update.masters, cut(tensors["weights"], self._update.owned), strict=True):
             master.copy_(saved)
         self._buffers.adopt_named({
@@ -228,10 +236,15 @@ class RankTrainer:
         optimizer, scalars = self._update.optimizer.state()
         losses, log = self.log.state()
         tensors: dict[str, torch.Tensor | Sequence[torch.Tensor]] = {**optimizer, **losses}
+        spans = {"weights": Slice(0, self._exchange.num_elements), **self._update.optimizer.spans()}
         tensors["weights"] = self._update.masters or [torch.empty(0)]
         tensors.update({f"buffer.{name}": value for name, value in self._buffers.named().items()})
-        owned = [[own.start, own.stop] for own in self._update.owned]
-        described = {"signature": self._flat.signature(), "owned": owned, "log": log}
+        described = {
+            "signature": self._flat.signature(),
+            "log": log,
+            OWNED: [[own.start, own.stop] for own in self._update.owned],
+            SPANS: {name: [span.start, span.stop] for name, span in spans.items()},
+        }
         return PackedState(tensors, {**described, "scalars": scalars})
 
     def _iterate(self, plan: IterationPlan) -> IterationMetrics:
@@ -366,12 +379,6 @@ class RankTrainer:
             if rows.num_rows != self._order.shard_rows(shard):
                 wanted = self._order.shard_rows(shard)
                 raise DataError(f"shard {shard} has {rows.num_rows} rows, not {wanted} of {self._spec.num_rows}")
-
-
-def _listed(ranges: Sequence[Sequence[int]]) -> str:
-    """Ranges for a message: the first ones, and how many more there are."""
-    shown = ", ".join(f"{start}..{stop}" for start, stop in ranges[:3]) or "none"
-    return shown if len(ranges) <= 3 else f"{shown} and {len(ranges) - 3} more ranges"
 
 
 class _Stopwatch:

@@ -169,9 +169,11 @@ def rank_of(
         spec = training.spec(model)
         exchange = exchange_of(store, spec, model, placement)
         held = {shard: training.shards()[shard] for shard in placement[store.rank]}
-        state = states[store.rank] if states is not None else None
-        trainer = RankTrainer(spec, model, exchange, held, state=state, guard=guard)
-        if states is not None:
+        mine = states or []
+        if len(mine) == len(placement):  # the rank's own; else all that there are
+            mine = [mine[store.rank]]
+        trainer = RankTrainer(spec, model, exchange, held, states=mine, guard=guard)
+        if mine:
             trainer.gather_weights(plans[0].iteration)
         validation = dealt(training.validation) if training.validation is not None else []
         metrics, evaluations = run_grouped(

@@ -65,10 +65,11 @@ def test_shards_of_another_rank_or_length_are_refused() -> None:
 def test_a_state_of_another_model_or_slice_is_refused() -> None:
     training = Training(Mlp, digits(), sgd)
     halves = train(training, PLACEMENTS[2], training.plans(1))
-    with pytest.raises(
-        ConfigError, match=r"holds elements 0\.\.1024, 2048\.\.3072 of .* owns 0\.\.2048, 2048\.\.4096 of"
-    ):
-        trainer_with(training, state=halves[0].state)
+    with pytest.raises(ConfigError, match=r"1 states hold \d+ of the \d+ elements of 'weights'.*of all ranks"):
+        trainer_with(training, states=[halves[0].state])
+    other = Training(lambda: Mlp(norm=True), digits(), sgd)
+    with pytest.raises(ConfigError, match=r"a state of model \w+ was given, this is model"):
+        trainer_with(other, states=[half.state for half in halves])
 
 
 def test_a_started_trainer_holds_the_models_own_weights() -> None:
@@ -95,7 +96,7 @@ def test_a_state_is_kept_in_the_same_memory_at_every_boundary_and_read_from_ther
         kept = region.buffer[: trainer.state_bytes()]
         assert kept == trainer.save_state()
         trainer.run(plans[5:7])  # lost: the group fails, and is run again from its boundary
-        trainer.load_state(kept)
+        trainer.load_state([kept])
         region.buffer[:] = bytes(len(region.buffer))
         trainer.run(plans[5:])
         return trainer, lengths

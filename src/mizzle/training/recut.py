@@ -1,0 +1,100 @@
+"""The states of a boundary, cut anew: what N ranks left behind, for a rank that owns other ranges than they did. Pure.
+
+A state says of every tensor that was cut which range of the flat vector it is cut from; all others are the same on all
+ranks. So states that were left by any number of ranks serve any other number (as checkpoints of ZeRO optimizer states
+do in Universal Checkpointing, Lian et al. 2024, https://arxiv.org/abs/2406.18820, there by way of whole parameters).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from mizzle.collectives.slices import Slice
+from mizzle.errors import ConfigError
+
+OWNED, SPANS = "owned", "spans"
+"""Scalars of a state: its ranges; and for every tensor that holds elements of them, the range that these are cut to."""
+
+State = tuple[Mapping[str, torch.Tensor], Mapping[str, Any]]
+"""Tensors and scalars, as `mizzle.training.state.unpack_state` gives them."""
+
+
+class Overlap(NamedTuple):
+    """Elements that lie in both of two lists of ranges, where each list is laid end to end.
+
+    Attributes:
+        have: where they begin in the one.
+        want: where they begin in the other.
+        length: how many.
+    """
+
+    have: int
+    want: int
+    length: int
+
+
+def overlaps(have: Sequence[Slice], want: Sequence[Slice]) -> Iterator[Overlap]:
+    """What two lists of ranges have in common, both ascending and without overlaps of their own."""
+    at, begin = 0, 0
+    done = 0
+    for wanted in want:
+        while at < len(have) and have[at].stop <= wanted.start:
+            begin += len(have[at])
+            at += 1
+        number, offset = at, begin
+        while number < len(have) and have[number].start < wanted.stop:
+            first, last = max(have[number].start, wanted.start), min(have[number].stop, wanted.stop)
+            if first < last:
+                yield Overlap(offset + first - have[number].start, done + first - wanted.start, last - first)
+            offset += len(have[number])
+            number += 1
+        done += len(wanted)
+
+
+def within(ranges: Sequence[Slice], whole: Slice) -> list[Slice]:
+    """The parts of ranges that lie in another one, without empty ones."""
+    cut = [Slice(max(one.start, whole.start), min(one.stop, whole.stop)) for one in ranges]
+    return [one for one in cut if one.start < one.stop]
+
+
+def recut(states: Sequence[State], owned: Sequence[Slice]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The state that a rank with these ranges would have left at the boundary where the given ones were left.
+
+    Args:
+        states: of one boundary, at least one, each rank's at most once; only those with elements in ``owned`` count.
+        owned: ascending ranges of the flat vector.
+
+    Returns:
+        Tensors and scalars. Where one state fits as it is, its own tensors, else new ones.
+
+    Raises:
+        ConfigError: some elements are in none of the states, or in two.
+    """
+    tensors, scalars = states[0]
+    found, described = dict(tensors), {**scalars, OWNED: [[own.start, own.stop] for own in owned]}
+    same = next((state for state in states if state[1][OWNED] == described[OWNED]), None)
+    if same is not None:
+        return dict(same[0]), described
+    for name, (start, stop) in scalars[SPANS].items():
+        found[name] = _assembled(name, states, within(owned, Slice(start, stop)), Slice(start, stop))
+    return found, described
+
+
+def _assembled(name: str, states: Sequence[State], want: Sequence[Slice], whole: Slice) -> torch.Tensor:
+    """One tensor's elements in some ranges, end to end, from whoever has them."""
+    into = torch.empty(sum(map(len, want)), dtype=states[0][0][name].dtype)
+    got = 0
+    for tensors, scalars in states:
+        have = within([Slice(start, stop) for start, stop in scalars[OWNED]], whole)
+        for one in overlaps(have, want):
+            into[one.want : one.want + one.length] = tensors[name][one.have : one.have + one.length]
+            got += one.length
+    if got != len(into):
+        raise ConfigError(
+            f"{len(states)} states hold {got} of the {len(into)} elements of {name!r} that are wanted: give the states "
+            "of all ranks of the boundary, each once"
+        )
+    return into
