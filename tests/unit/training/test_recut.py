@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from mizzle.collectives.slices import Slice
 from mizzle.errors import ConfigError
 from mizzle.training.recut import OWNED, SPANS, State, overlaps, recut, within
-from unit.training.runs import PLACEMENTS, SCATTERED, Mlp, Training, adam, digits, sgd, train
+from unit.training.runs import PLACEMENTS, SCATTERED, Mlp, Training, digits, train
 
 
 @st.composite
@@ -79,14 +79,10 @@ def test_what_nobody_has_is_refused_and_so_is_what_two_have() -> None:
         recut([*parts, parts[0]], [Slice(0, 50)])
 
 
-def lbfgs_like(groups: Any) -> torch.optim.Optimizer:
-    """Not known to be elementwise: every rank keeps all of its state."""
-    return torch.optim.Adafactor(groups, lr=0.01)
-
-
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
-    "sgd": sgd, "adam": adam, "unsharded": lbfgs_like,
+    "sgd": partial(torch.optim.SGD, lr=0.1, momentum=0.9), "adam": partial(torch.optim.Adam, lr=0.01),
     "rprop": partial(torch.optim.Rprop, lr=0.01), "nadam": partial(torch.optim.NAdam, lr=0.01),
+    "unsharded": partial(torch.optim.Adafactor, lr=0.01),
 }  # fmt: skip
 
 
