@@ -1,15 +1,15 @@
 """All-reduce over a network: a standalone Spark on hosts with links of 100 Mbit/s or 1 Gbit/s, all on one machine.
 
-    sudo python benchmarks/network.py --hosts 2,4,8 --rates 1000 --sizes 28MB --json network.json
-    sudo python benchmarks/network.py --hosts 2 --executors 4 --transport auto --systems mizzle,gloo
-    sudo python benchmarks/network.py clean
+    sudo .venv/bin/python benchmarks/network.py --hosts 2,4,8 --rates 1000 --sizes 28MB --json network.json
+    sudo .venv/bin/python benchmarks/network.py --hosts 2 --executors 4 --transport auto --systems mizzle,gloo
+    sudo .venv/bin/python benchmarks/network.py clean
 
 Hosts are network namespaces (`hosts.py`): the driver's, with Spark's master, and N with a worker and ``--executors``
 executors (one) of one slot each, every one a rank. Needs root, ``ip``, ``tc`` and ``unshare`` (apt-get install iproute2
 util-linux); without them it says so and does nothing. All it makes it removes, also when it is interrupted; ``clean``
 removes what was left by one that was killed.
 
-Systems: ``mizzle`` (ctx.all_reduce) and ``mizzle_bf16`` between ranks on different hosts, each series one group of
+Systems: ``mizzle`` (the exchange that trainings use) and ``mizzle_bf16`` between ranks on different hosts, each series one group of
 iterations; ``gloo`` within the same tasks; ``torch_distributor``: gloo in the processes that PySpark's TorchDistributor
 starts on the same executors; ``tree_reduce``: RDD.treeReduce and a broadcast of the sum, timed at the driver, making
 the arrays included. Every result is compared with the exact sum, outside the timed part.
