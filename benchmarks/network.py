@@ -9,10 +9,10 @@ executors (one) of one slot each, every one a rank. Needs root, ``ip``, ``tc`` a
 util-linux); without them it says so and does nothing. All it makes it removes, also when it is interrupted; ``clean``
 removes what was left by one that was killed.
 
-Systems: ``mizzle`` (the exchange that trainings use) and ``mizzle_bf16`` between ranks on different hosts, each series one group of
-iterations; ``gloo`` within the same tasks; ``torch_distributor``: gloo in the processes that PySpark's TorchDistributor
-starts on the same executors; ``tree_reduce``: RDD.treeReduce and a broadcast of the sum, timed at the driver, making
-the arrays included. Every result is compared with the exact sum, outside the timed part.
+Systems: ``mizzle`` (the exchange that trainings use) and ``mizzle_bf16`` between ranks on different hosts, each series
+one group of iterations; ``gloo`` within the same tasks; ``torch_distributor``: gloo in the processes that PySpark's
+TorchDistributor starts on the same executors; ``tree_reduce``: RDD.treeReduce and a broadcast of the sum, timed at the
+driver, making the arrays included. Every result is compared with the exact sum, outside the timed part.
 
 Records: {system, hosts, ranks, bytes, wire, rate_mbit, goodput_mbit, median_s, p95_s, bound_s, ratio_to_bound,
 driver_bytes_per_iteration, driver_bytes_per_launch, driver_idle_bytes_per_s, host_cpu_s, repeats, verified}, where
