@@ -12,7 +12,7 @@ written again. When the next `reduce` returns, all ranks have computed, so the w
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 from zlib import crc32
@@ -270,11 +270,6 @@ class Exchange:
             CollectiveTimeout: names the ranks that are missing.
             PeerLost: a peer is gone: run the group again.
         """
-        metas, hidden_s = self._reduce(self._totals)
-        return Reduced(self._total, metas, hidden_s)
-
-    def _reduce(self, into: Sequence[torch.Tensor]) -> tuple[list[bytes], float]:
-        """Into a tensor for each own range; all metas, and the hidden seconds."""
         collective = self._current()
         if self._ahead is not None:
             ahead, self._ahead = self._ahead, None
@@ -282,10 +277,10 @@ class Exchange:
         else:
             with collective:
                 collective.rearm(self._timeout_s)
-                metas, hidden_s = self._reducing.run(into), 0.0
+                metas, hidden_s = self._reducing.run(self._totals), 0.0
         # All peers have sent this round, so they have finished with everything before it.
         self._store.drop(collective.iteration, collective.op)
-        return metas, hidden_s
+        return Reduced(self._total, metas, hidden_s)
 
     def all_reduce(self, iteration: int, op: int, vector: str = "sum") -> torch.Tensor:
         """All phases for a plain sum, bucket by bucket: what all ranks contribute, added up, in a shared vector.
@@ -353,9 +348,7 @@ class Exchange:
             vector: name of the `shared_vector`: the weights, of which `master` counts, or, for an optimizer that runs
                 unsharded, reduced gradients, which travel in fp32.
         """
-        self._gather(vector, self.master if vector == WEIGHTS else None)
-
-    def _gather(self, vector: str, master: Sequence[torch.Tensor] | None) -> None:
+        master = self.master if vector == WEIGHTS else None
         with self._current() as collective:
             self._collective = None
             collective.rearm(self._timeout_s)

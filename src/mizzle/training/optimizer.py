@@ -173,11 +173,11 @@ class FlatOptimizer:
                     )
         return tensors, scalars
 
-    def spans(self) -> dict[str, Slice]:
-        """For every tensor of `state` that is cut, the range of the flat vector that it is cut from."""
+    def spans(self, tensors: Mapping[str, Sequence[torch.Tensor]]) -> dict[str, Slice]:
+        """For every one of the tensors of `state` that is cut, the range of the flat vector that it is cut from."""
         return {
             key: unit.span
-            for key, (first, *_) in self.state()[0].items()
+            for key, (first, *_) in tensors.items()
             if (unit := self._units[int(key.split(".")[1])]).span is not None and unit.is_cut(first)
         }
 

@@ -236,7 +236,7 @@ class RankTrainer:
         optimizer, scalars = self._update.optimizer.state()
         losses, log = self.log.state()
         tensors: dict[str, torch.Tensor | Sequence[torch.Tensor]] = {**optimizer, **losses}
-        spans = {"weights": Slice(0, self._exchange.num_elements), **self._update.optimizer.spans()}
+        spans = {"weights": Slice(0, self._exchange.num_elements), **self._update.optimizer.spans(optimizer)}
         tensors["weights"] = self._update.masters or [torch.empty(0)]
         tensors.update({f"buffer.{name}": value for name, value in self._buffers.named().items()})
         described = {
