@@ -1,8 +1,7 @@
 """All trainable parameters in one flat fp32 vector, and the model's tensors as views of it.
 
 Group by group (each padded to ALIGNMENT, so that a chunk of a norm and a slice never straddle two groups), then the
-float32 buffers. Backward accumulates straight into the vector that travels; nothing is flattened or copied
-(the idea of DDP's ``gradient_as_bucket_view``). It never owns the vectors it binds to.
+float32 buffers. It never owns the vectors it binds to. How gradients come into one: `gradients.py`.
 """
 
 from __future__ import annotations
@@ -104,8 +103,6 @@ class FlatParameters:
         self._parameters = [parameters[slot.name] for slot in self.slots]
         self._buffers = dict(model.named_buffers())
         self._starts = [slot.start for slot in (*self.slots, *self.buffer_slots)]
-        self._views: list[torch.Tensor] = []
-        self._views_of: dict[int, list[torch.Tensor]] = {}
 
     def signature(self) -> str:
         """SHA-256 (hex) of names, shapes, groups and dtype: equal on all ranks, and in a state that fits."""
@@ -135,33 +132,20 @@ class FlatParameters:
 
     def bind_weights(self, weights: torch.Tensor) -> None:
         """Make every trainable parameter a view of ``weights`` (M,) fp32, whose memory must outlive the model's use."""
-        self._check_vector(weights)
-        for slot, parameter in zip(self.slots, self._parameters, strict=True):
-            parameter.data = slot.view(weights)
+        for parameter, view in zip(self._parameters, self.views(weights), strict=True):
+            parameter.data = view
 
-    def bind_gradients(self, gradients: torch.Tensor) -> None:
-        """Make every ``grad`` a view of ``gradients`` (M,) fp32, which backward then adds to. Zero it yourself."""
-        views = self._views_of.get(gradients.data_ptr())
-        if views is None:  # made once a vector: they keep its memory, so that its address stays its own
-            self._check_vector(gradients)
-            views = [slot.view(gradients) for slot in self.slots]
-            self._views_of[gradients.data_ptr()] = views
-        for parameter, view in zip(self._parameters, views, strict=True):
-            parameter.grad = view
-        self._views = views
+    def views(self, vector: torch.Tensor) -> list[torch.Tensor]:
+        """The places of the trainable parameters in ``vector`` (M,) fp32, in the order of `slots`."""
+        self._check_vector(vector)
+        return [slot.view(vector) for slot in self.slots]
 
-    def check_gradients_bound(self) -> None:
-        """Make sure that backward went into the bound vector.
-
-        Raises:
-            ModelError: the model or loss replaced a ``grad``; the message names the parameter.
-        """
-        for slot, parameter, view in zip(self.slots, self._parameters, self._views, strict=True):
-            if parameter.grad is not view:
-                raise ModelError(
-                    f"the gradient of parameter {slot.name!r} was replaced during forward or backward: do not call "
-                    "zero_grad or set .grad inside the model or the loss, nor backward with create_graph"
-                )
+    def padding(self) -> torch.Tensor:
+        """(n,) int64, the elements in [0, num_parameters) that belong to no parameter."""
+        free = torch.ones(self.num_parameters, dtype=torch.bool)
+        for slot in self.slots:
+            free[slot.start : slot.stop] = False
+        return free.nonzero().view(-1)
 
     def versions(self) -> list[int]:
         """How often each parameter was written to in place; for `check_unwritten`."""

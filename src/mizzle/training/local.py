@@ -1,4 +1,4 @@
-"""One shard's forward and backward: gradients straight into the vector that travels.
+"""One shard's forward and backward: its gradients come into the vector that travels.
 
 Knows nothing of ranks or peers. The loss is scaled by the rows of the shard, so that adding shards and dividing by
 all rows gives the mean over the whole batch, however unevenly the rows fall.
@@ -19,6 +19,7 @@ from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.errors import ModelError
 from mizzle.training.buffers import ModelBuffers
 from mizzle.training.flat import FlatParameters
+from mizzle.training.gradients import LandingGradients
 from mizzle.training.overlap import BucketAnnouncer
 from mizzle.training.report import FINITE, ShardReport
 from mizzle.training.spec import ShardRows, TrainingSpec
@@ -54,7 +55,7 @@ class ShardCompute:
 
     Args:
         spec: of the run.
-        model: bound to ``weights``; put into training mode.
+        model: bound to the weights; put into training mode, and gets hooks that `close` takes away.
         flat: its layout.
         buffers: its buffers.
         guard: held while a shard computes. torch's random generator belongs to the process: ranks that are threads
@@ -77,6 +78,7 @@ class ShardCompute:
         self._model = model.train()
         self._flat = flat
         self._buffers = buffers
+        self._gradients = LandingGradients(flat)
         self._guard = guard if guard is not None else nullcontext()
         self._timeline = timeline
         self.changed: set[int] = set()
@@ -86,6 +88,10 @@ class ShardCompute:
         """Forget what the last iteration's shards made of the buffers."""
         self.changed.clear()
         self.others.clear()
+
+    def close(self) -> None:
+        """Take the hooks off the model."""
+        self._gradients.close()
 
     def run(
         self,
@@ -110,16 +116,15 @@ class ShardCompute:
             ModelError: the loss is not a scalar that can be differentiated, gradients went elsewhere, or the model
                 wrote to its parameters.
         """
-        into[: self._flat.num_parameters].zero_()
         self._buffers.begin()
-        self._flat.bind_gradients(into)
+        self._gradients.begin(into)
         loss_sum, versions = 0.0, self._flat.versions()
         *earlier, last = np.array_split(positions, min(self._spec.accumulate, len(positions)))
         with self._guard, random_stream(self._spec.seed, shard, iteration):
             for part in earlier:
                 loss_sum += self._micro_batch(rows, part, shard)
             loss_sum += self._micro_batch(rows, last, shard, announcer)
-        self._flat.check_gradients_bound()
+        self._gradients.end()
         self._flat.check_unwritten(versions)
         changed, self.others[shard] = self._buffers.end(into)
         self.changed |= changed

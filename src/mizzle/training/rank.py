@@ -229,6 +229,7 @@ class RankTrainer:
 
     def close(self) -> None:
         """Let go of the model: nothing of this rank is called by it any more."""
+        self._compute.close()
         if self._announcer is not None:
             self._announcer.close()
 

@@ -80,7 +80,8 @@ def test_slices_give_the_bits_of_the_whole_and_of_plain_torch(name: str, num_ran
         over_whole.step(gradients)
         for owned, optimizer in zip(parts, over_parts, strict=True):
             optimizer.step(end_to_end(gradients, owned))
-        flat.bind_gradients(gradients)
+        for parameter, view in zip(flat.parameters, flat.views(gradients), strict=True):
+            parameter.grad = view
         plain.step()
     assert torch.equal(whole, cut)
     for slot in flat.slots:

@@ -14,6 +14,7 @@ from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.slices import ALIGNMENT, Slice
 from mizzle.errors import ModelError
 from mizzle.training.flat import FlatParameters
+from mizzle.training.gradients import LandingGradients
 from mizzle.training.overlap import BucketAnnouncer
 
 LAYERS = 6
@@ -50,8 +51,8 @@ class Watched:
     def __init__(self, model: nn.Module, stripe: int) -> None:
         self.model = model
         self.flat = FlatParameters(model)
-        self.gradients = torch.zeros(self.flat.num_elements)
-        self.flat.bind_gradients(self.gradients)
+        self.gradients = torch.full((self.flat.num_elements,), 9.0)
+        self.landing = LandingGradients(self.flat)
         self.buckets = ExchangeLayout(self.flat.num_elements, 1, ((0,),), stripe=stripe).buckets
         self.announced: dict[int, torch.Tensor] = {}
         self.announcer = BucketAnnouncer(self.flat, self.buckets, self._announce)
@@ -65,11 +66,12 @@ class Watched:
 
     def backward(self) -> None:
         self.announced.clear()
-        self.gradients.zero_()
+        self.landing.begin(self.gradients)
         inputs = torch.randn(4, 8, generator=torch.Generator().manual_seed(1)).requires_grad_()
         loss = self.model(inputs).square().sum()
         with self.announcer.armed():
             loss.backward()
+        self.landing.end()
         for bucket, held in self.announced.items():
             assert torch.equal(held, self._held(bucket)), f"bucket {bucket} was announced before it was final"
 
