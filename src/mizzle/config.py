@@ -41,7 +41,9 @@ class RunConfig:
 
     Attributes:
         ranks: physical workers, each one task of a group. None: one per executor (embedded Spark: one per slot),
-            because one rank per executor keeps the memory of a model to once per executor.
+            because one rank per executor keeps the memory of a model to once per executor; when executors are lost
+            the run goes on with those that are left, and takes new ones in at the next boundary. A number: so many,
+            and the run waits for others when some are lost. (least, most): it goes on with anything in between.
         shards: logical data-parallel parts, fixed for the run's life: the result depends on them, never on ``ranks``.
             None: as many as ranks.
         group_size: K, iterations per Spark job. "auto" measures what launching a group costs and keeps it at about 1 %
@@ -60,7 +62,7 @@ class RunConfig:
             cover a garbage collection or a slow first iteration; a dead peer is noticed at once all the same.
     """
 
-    ranks: int | None = None
+    ranks: int | tuple[int, int] | None = None
     shards: int | None = None
     group_size: GroupSize = "auto"
     max_group_s: float = 20.0
@@ -83,10 +85,16 @@ class RunConfig:
             raise ConfigError(f"trace is {self.trace!r}: give the name of a file, or None")
 
     def _check_ranks(self) -> None:
-        for name in ("ranks", "shards"):
-            if getattr(self, name) is not None:
-                check_count(name, getattr(self, name))
+        bounds = self.ranks if isinstance(self.ranks, tuple) else (self.ranks,)
+        if isinstance(self.ranks, tuple) and (len(bounds) != 2 or None in bounds):
+            raise ConfigError(f"ranks is {self.ranks!r}: give a number, (least, most), or None")
+        for name, value in (*(("ranks", bound) for bound in bounds), ("shards", self.shards)):
+            if value is not None:
+                check_count(name, value)
         if self.group_size != "auto":
             check_count("group_size", self.group_size, other='"auto"')
-        if self.ranks is not None and self.shards is not None and self.shards < self.ranks:
-            raise ConfigError(f"{self.shards} shards cannot be spread over {self.ranks} ranks: every rank holds one")
+        if isinstance(self.ranks, tuple) and self.ranks[0] > self.ranks[-1]:
+            raise ConfigError(f"ranks is {self.ranks}: give (least, most), the smaller number first")
+        most = bounds[-1]
+        if most is not None and self.shards is not None and self.shards < most:
+            raise ConfigError(f"{self.shards} shards cannot be spread over {most} ranks: every rank holds one")

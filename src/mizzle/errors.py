@@ -70,6 +70,10 @@ class Misplaced(Recoverable):
     """A rank was started where neither its state nor its data are. Nothing was done; the group is started again."""
 
 
+class StateLost(MizzleError):
+    """A part of the run's last boundary is in no memory any more: a state and its copy. Start the run again."""
+
+
 class BlockExists(MizzleError):
     """A block of this name was put before: blocks are immutable and names are never used twice."""
 

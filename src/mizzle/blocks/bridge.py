@@ -61,11 +61,13 @@ class Peer:
         rank: its rank.
         host_id: equal for processes that can open each other's memory.
         control: path of its control region.
+        executor_id: Spark's name of its executor.
     """
 
     rank: int
     host_id: str
     control: str
+    executor_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -327,12 +329,12 @@ class BridgeClient:
         rank = answer.number("H")
         peers = []
         for peer in range(answer.number("H")):
-            answer.text()  # executor id, host, port and nonce: what the bridges themselves go by
-            answer.text()
+            executor_id = answer.text()
+            answer.text()  # host, port and nonce: what the bridges themselves go by
             answer.number("H")
             answer.number("Q")
             host_id, control_path = answer.text(), answer.text()
-            peers.append(Peer(peer, host_id, control_path))
+            peers.append(Peer(peer, host_id, control_path, executor_id))
         return Membership(run, generation, rank, tuple(peers))
 
     def leave(self, deadline: Deadline) -> None:

@@ -53,12 +53,13 @@ class Collective:
         self.others = tuple(rank for rank in range(store.size) if rank != store.rank)
         self._asked: dict[int, Pending] = {}
         self._packed, self._head_bytes = b"", 0
-        self.rearm(timeout_s)
-
-    def rearm(self, timeout_s: float) -> None:
-        """Give the waits from now on ``timeout_s`` seconds."""
         self._timeout_s = timeout_s
-        self._deadline = Deadline.after(timeout_s)
+        self.rearm()
+
+    def rearm(self, timeout_s: float | None = None) -> None:
+        """Give the waits from now on ``timeout_s`` seconds; None: as many as before."""
+        self._timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        self._deadline = Deadline.after(self._timeout_s)
 
     def __enter__(self) -> Self:
         """Itself."""

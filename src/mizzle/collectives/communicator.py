@@ -19,6 +19,7 @@ from mizzle.blocks.store import BlockStore, Pending, Span
 from mizzle.collectives.arrays import BLOCK_DTYPES, Array, ArrayT, Form, Formats, dtype_name, dtype_named, flatten
 from mizzle.collectives.collective import Collective, check_length
 from mizzle.collectives.combine import TreeCombiner, check_reduce_op
+from mizzle.collectives.handover import Handover
 from mizzle.collectives.reduction import Reduction, refuse_mean_of_integers
 from mizzle.collectives.signature import Signature, shape_of, shape_text
 from mizzle.collectives.slices import ALIGNMENT, Slice, slices
@@ -245,7 +246,12 @@ class Communicator:
         """Which staging region the call under way uses."""
         return self.next_op % 2
 
-    def _begin(self, call: str, timeout_s: float | None) -> Collective:
+    @property
+    def handover(self) -> Handover:
+        """What ranks tell and give each other as bytes."""
+        return Handover(self._begin)
+
+    def _begin(self, call: str, timeout_s: float | None = None) -> Collective:
         op = self.next_op
         self.next_op += 1
         # All peers took part in call op-1, so they have finished op-2: its blocks and staging are free.

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass
+from itertools import count
 from typing import Any
 from zlib import crc32
 
@@ -25,12 +26,14 @@ from mizzle.collectives.ahead import Ahead
 from mizzle.collectives.collective import OPS, Collective
 from mizzle.collectives.combine import TreeCombiner
 from mizzle.collectives.gathering import Gathering
+from mizzle.collectives.handover import Handover, check_share
 from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.opening import Opening
 from mizzle.collectives.outgoing import Outgoing
 from mizzle.collectives.reducing import Reducing
 from mizzle.collectives.routes import Routes
 from mizzle.collectives.signature import Signature
+from mizzle.collectives.slices import Slice
 from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.collectives.tree import Node
 from mizzle.collectives.views import over_region
@@ -38,7 +41,6 @@ from mizzle.collectives.window import Window
 from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError
 
-MAX_SHARE_BYTES = 60 * 1024
 WEIGHTS = "weights"
 _FP32_BYTES = 4
 
@@ -251,14 +253,14 @@ class Exchange:
         """
         if self._ahead is not None:
             try:
-                _check_meta(meta)
+                check_share(meta)
             except ConfigError:
                 self.abandon()
                 raise
             self._ahead.publish(meta)
             return
         with self._new(iteration, op, self._signature) as collective:
-            _check_meta(meta)
+            check_share(meta)
             self._collective = collective
             self._reducing.begin(collective, self._opening(self._signature, active, meta, is_final=True))
 
@@ -322,22 +324,24 @@ class Exchange:
             self._store.drop(iteration, op)
         return values
 
+    def owned_among(self, size: int) -> list[tuple[Slice, ...]]:
+        """The ranges that each of so many ranks would own, by rank."""
+        layout = self._layout.among(size)
+        return [layout.owned(rank) for rank in range(size)]
+
     def share(self, iteration: int, op: int, payload: bytes) -> list[bytes]:
-        """A tiny all-gather.
+        """A tiny all-gather, under a name as in `publish`; see `Handover.share`."""
+        return self.handover(iteration, op).share(payload)
+
+    def handover(self, iteration: int, op: int) -> Handover:
+        """What ranks tell and give each other beside the sums.
 
         Args:
-            iteration: of the run.
-            op: number within the iteration, below 64, not used by any other call.
-            payload: at most 60 KB; lengths may differ between ranks.
-
-        Returns:
-            Every rank's payload, by rank.
+            iteration: as in `publish`.
+            op: of the first call; every further one takes the next number.
         """
-        signature = Signature.of("share")
-        with self._new(iteration, op, signature) as collective:
-            _check_meta(payload)
-            collective.tell(payload)
-            return [bytes(said.rest) for said in collective.listen()]
+        ops = count(op)
+        return Handover(lambda call: self._new(iteration, next(ops), Signature.of(call)))
 
     def gather(self, vector: str = WEIGHTS) -> None:
         """Phase 3: hand out the own ranges of a vector, and take the others' into it; one copy for each island.
@@ -386,8 +390,3 @@ class Exchange:
 
 def _gradients(part: int) -> str:
     return f"gradients.{part}"
-
-
-def _check_meta(meta: bytes) -> None:
-    if len(meta) > MAX_SHARE_BYTES:
-        raise ConfigError(f"{len(meta)} bytes are over the limit of {MAX_SHARE_BYTES} for a message to all ranks")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from mizzle.collectives.slices import ALIGNMENT, Slice, slices
@@ -75,6 +75,11 @@ class ExchangeLayout:
     def owned(self, rank: int) -> tuple[Slice, ...]:
         """The ranges of a rank: one of every bucket, ascending, without empty ones."""
         return tuple(cut for bucket in self.buckets if len(cut := self.cuts(bucket)[rank]))
+
+    def among(self, size: int) -> ExchangeLayout:
+        """The same vector and shards among so many ranks; the first holds all shards."""
+        nothing: tuple[int, ...] = ()
+        return replace(self, shards_of_rank=(tuple(range(self.num_shards)), *[nothing] * (size - 1)))
 
     def nodes(self, rank: int) -> tuple[Node, ...]:
         """What a rank contributes: the maximal tree nodes within its shards."""

@@ -1,67 +1,180 @@
-"""A rank's state at a boundary, in its arena: twice, in turn, so that a group that fails leaves its boundary's alone.
+"""States at a boundary: each rank's in its own arena, and a copy of it in the arena of a buddy elsewhere.
 
-The arena belongs to the executor's bridge and outlives the process that wrote it; the label says what is valid.
+An arena belongs to its executor's bridge and outlives the process that wrote to it; the arena's label says what in it
+is valid. Everything is kept twice, in turn, so that a group that fails leaves the states of its boundary alone. A state
+counts once the driver has heard of all ranks that they keep theirs, and the copies given to them: the two phases of a
+commit, where the ranks' outcomes are the votes.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 
-from mizzle.errors import Misplaced
+from mizzle.blocks.store import Span
+from mizzle.collectives.handover import Handover
+from mizzle.errors import StateLost
+from mizzle.scheduling.buddies import Place, buddies
+from mizzle.spark.orders import Committed
 from mizzle.spark.worker import RankContext
 
-_REGIONS = ("state0", "state1")
 _PAGE = 4096
 
 
-def keep_state(
-    context: RankContext, boundary: int, num_bytes: int, write: Callable[[memoryview], int], *, since: int
-) -> None:
-    """Leave this rank's state behind, for `find_state`.
+@dataclass(frozen=True, slots=True)
+class State:
+    """A rank's state that is yet to be written.
+
+    Attributes:
+        num_bytes: at least as many as ``write`` needs.
+        write: writes into memory of that size, and returns the length in bytes.
+    """
+
+    num_bytes: int
+    write: Callable[[memoryview], int]
+
+
+class Keeper:
+    """What one rank keeps of boundaries.
 
     Args:
         context: of the rank.
-        boundary: iterations that the run has done.
-        num_bytes: at least as many as ``write`` needs.
-        write: writes the state into memory of that size and returns its length in bytes.
-        since: the boundary that the group began with: its state is the one that must not be lost.
+        since: the boundary that counts so far: its states are never overwritten.
     """
-    kept = _kept(context)
-    name = next(region for region in _REGIONS if kept.get(region, {}).get("boundary") != since)
-    # The label of what is overwritten goes first, so that a torn state is never found.
-    if kept.pop(name, None) is not None:
-        context.set_label(json.dumps(kept).encode())
-    region = context.arena.region(name, max(_PAGE, 1 << (num_bytes - 1).bit_length()))
-    length = write(memoryview(region.buffer)[:num_bytes])
-    kept[name] = {"rank": context.rank, "boundary": boundary, "bytes": length}
-    context.set_label(json.dumps(kept).encode())
+
+    def __init__(self, context: RankContext, since: Committed) -> None:
+        """See the class."""
+        self._context, self._since = context, since
+        self._kept: dict[str, dict[str, int]] = json.loads(context.label or b"{}")
+        found = buddies([Place(peer.host_id, peer.executor_id) for peer in context.peers])
+        self._buddy = found[context.rank]
+        self._parts: list[str] = []
+        self._sources = [rank for rank, buddy in enumerate(found) if buddy == context.rank]
+
+    def keep(self, iteration: int, state: State, between: Handover) -> None:
+        """Keep this rank's state, and the copies of those whose buddy it is. All ranks call it.
+
+        Args:
+            iteration: iterations that the run has done.
+            state: of this rank.
+            between: to the other ranks.
+        """
+        own = self._free("state")
+        copies = {source: self._free(f"copy{number}.") for number, source in enumerate(self._sources)}
+        # The labels of what is overwritten go first, so that a torn state is never found.
+        self._note({name: label for name, label in self._kept.items() if name not in {own, *copies.values()}})
+        mine = self._span(own, state.num_bytes)
+        mine = Span(mine.region, 0, state.write(mine.view))
+        given = {} if self._buddy is None else {self._buddy: [mine]}
+        taken = between.hand_over(given, lambda source, lengths: [self._span(copies[source], *lengths)])
+        new = {own: self._label(iteration, self._context.rank, mine.length)}
+        new |= {copies[source]: self._label(iteration, source, span.length) for source, (span,) in taken.items()}
+        self._note(self._kept | new)
+
+    def commit(self, iteration: int) -> None:
+        """The driver has gone on from what was kept at this iteration by all ranks of this generation."""
+        self._since = Committed(iteration, self._context.terms.generation, self._context.size)
+
+    def collect(
+        self, needs: Sequence[Collection[int]], cut: Callable[[int, memoryview, int], State | None], between: Handover
+    ) -> list[memoryview]:
+        """The states of the boundary that counts that this rank needs, wherever they are. All ranks call it.
+
+        Args:
+            needs: for every rank of today, the ranks of then whose states it needs, in whole or part: equal on all.
+            cut: (rank of then, its state, rank of today) -> the part that it needs, or None for the whole.
+            between: to the other ranks; two calls are made.
+
+        Returns:
+            This rank's states or parts of them, valid until `release`.
+
+        Raises:
+            StateLost: no rank has the state of some rank, nor its copy.
+        """
+        held, me = self._held(), self._context.rank
+        told: list[list[int]] = [json.loads(one) for one in between.share(json.dumps(sorted(held)).encode())]
+        giver = givers(told, needs)
+        give: dict[int, list[Span]] = {}
+        for of in sorted(held):
+            for taker in giver.get((me, of), ()):
+                part = cut(of, held[of].view, taker)
+                span = held[of] if part is None else self._part(f"part.{of}.to.{taker}", part.num_bytes)
+                give.setdefault(taker, []).append(span if part is None else Span(span.region, 0, part.write(span.view)))
+        taken = between.hand_over(give, self._room)
+        return [held[of].view for of in sorted(held) if of in needs[me]] + [
+            span.view for source in sorted(taken) for span in taken[source]
+        ]
+
+    def release(self) -> None:
+        """Give the memory back that `collect` needed: all ranks have completed a collective since."""
+        for name in self._parts:
+            self._context.arena.renew(name, 1)
+        self._parts.clear()
+
+    def num_bytes(self) -> int:
+        """Memory that states take in this arena."""
+        regions = [self._context.arena.find(name) for name in self._kept]
+        return sum(len(region.buffer) for region in regions if region is not None)
+
+    def _held(self) -> dict[int, Span]:
+        """The states of the boundary that counts which lie in this arena, by the rank that left them."""
+        return {
+            label["of"]: self._span(name, label["bytes"])
+            for name, label in self._kept.items()
+            if self._is_of_boundary(label) and self._context.arena.find(name) is not None
+        }
+
+    def _room(self, source: int, lengths: Sequence[int]) -> list[Span]:
+        return [self._part(f"part.{number}.from.{source}", length) for number, length in enumerate(lengths)]
+
+    def _part(self, name: str, num_bytes: int) -> Span:
+        self._parts.append(name)
+        return self._span(name, num_bytes)
+
+    def _span(self, name: str, num_bytes: int) -> Span:
+        region = self._context.store.region(name, max(_PAGE, 1 << max(0, num_bytes - 1).bit_length()))
+        return Span(region, 0, num_bytes)
+
+    def _free(self, name: str) -> str:
+        """Which of the two regions of that name may be overwritten."""
+        first = f"{name}0"
+        return f"{name}1" if first in self._kept and self._is_of_boundary(self._kept[first]) else first
+
+    def _is_of_boundary(self, label: Mapping[str, int]) -> bool:
+        return (label["iteration"], label["generation"]) == (self._since.iteration, self._since.generation)
+
+    def _label(self, iteration: int, of: int, num_bytes: int) -> dict[str, int]:
+        return {"of": of, "iteration": iteration, "generation": self._context.terms.generation, "bytes": num_bytes}
+
+    def _note(self, kept: dict[str, dict[str, int]]) -> None:
+        if kept != self._kept:
+            self._context.set_label(json.dumps(kept).encode())
+            self._kept = kept
 
 
-def find_state(context: RankContext, boundary: int) -> memoryview | None:
-    """This rank's state at a boundary, in the arena's memory; None at the very start of a run.
+def givers(told: Sequence[Collection[int]], needs: Sequence[Collection[int]]) -> dict[tuple[int, int], list[int]]:
+    """Who gives which state to whom: the ranks that hold one take turns, and nobody gets what he has. Pure.
+
+    Args:
+        told: the states that every rank holds.
+        needs: those that it needs.
+
+    Returns:
+        By giver and state, the takers.
 
     Raises:
-        Misplaced: it is not in this arena.
+        StateLost: nobody holds a state that is needed.
     """
-    if boundary == 0:
-        return None
-    for name, label in _kept(context).items():
-        region = context.arena.find(name)
-        if region is not None and (label["rank"], label["boundary"]) == (context.rank, boundary):
-            return memoryview(region.buffer)[: label["bytes"]]
-    raise Misplaced(
-        f"rank {context.rank} was started on executor {context.executor_id}, away from its state at iteration "
-        f"{boundary}"
-    )
-
-
-def kept_bytes(context: RankContext) -> int:
-    """Memory that the states of this rank take in its arena."""
-    regions = [context.arena.find(name) for name in _REGIONS]
-    return sum(len(region.buffer) for region in regions if region is not None)
-
-
-def _kept(context: RankContext) -> dict[str, dict[str, int]]:
-    kept: dict[str, dict[str, int]] = json.loads(context.label or b"{}")
-    return kept
+    found: dict[tuple[int, int], list[int]] = {}
+    for taker, states in enumerate(needs):
+        for of in states:
+            holders = [rank for rank, held in enumerate(told) if of in held]
+            if not holders:
+                raise StateLost(
+                    f"the state of rank {of} at the boundary is lost, and so is its copy: both executors that held "
+                    "them are gone. Start the training again"
+                )
+            if taker not in holders:
+                found.setdefault((holders[taker % len(holders)], of), []).append(taker)
+    return found

@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from pyspark import TaskContext
 
 from mizzle.errors import ConfigError, DataError
+from mizzle.spark.placement import collect_placed
 from mizzle.spark.rows import Lengths, Rule, check_rows, current_partition
 from mizzle.training.shards import ShardWriter
 
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     import numpy.typing as npt
-    from pyspark.sql import Row
 
     from mizzle.spark.validate import CheckedFrame
 
@@ -85,6 +85,7 @@ def shard_dataframe(
     shards_of_rank: Sequence[Sequence[int]],
     locate: Callable[[], str] = executor_directory,
     name: str = "shard",
+    locations: Sequence[tuple[str, str]] | None = None,
 ) -> list[ShardInfo]:
     """Deal the rows to shards and write the files. One Spark job; the shards of a rank land on one executor.
 
@@ -100,6 +101,8 @@ def shard_dataframe(
             are rebuilt alone.
         locate: called on the executor once a task; top-level, returns an id of the executor.
         name: of the files, so that a run may deal several DataFrames.
+        locations: by rank, Spark's names of host and executor that its shards shall land on, if a slot is free there;
+            None: anywhere.
 
     Returns:
         One entry for each shard written, by shard number; shards without rows included.
@@ -110,7 +113,8 @@ def shard_dataframe(
     """
     dealer = _dealer(checked, run, num_shards, shards_of_rank)
     dealt = checked.frame.mapInArrow(dealer, _DEALT).repartitionById(len(shards_of_rank), "rank")
-    rows = dealt.mapInArrow(WriteShards(run, locate, name), _WRITTEN).collect()
+    written = dealt.mapInArrow(WriteShards(run, locate, name), _WRITTEN)
+    rows: Sequence[Any] = written.collect() if locations is None else collect_placed(written, locations)
     _check_same_rows(checked, rows)
     infos = [
         ShardInfo(row["shard"], row["rows"], row["bytes"], row["path"], row["executor"], row["host"])
@@ -145,7 +149,7 @@ def _dealer(checked: CheckedFrame, run: str, num_shards: int, shards_of_rank: Se
     return DealPartition(checked.rules, checked.lengths, num_shards, rank_of, first_row)
 
 
-def _check_same_rows(checked: CheckedFrame, rows: list[Row]) -> None:
+def _check_same_rows(checked: CheckedFrame, rows: Sequence[Any]) -> None:
     """Both passes must have met the same number of usable rows in each partition."""
     dealt = {row["partition"]: row["rows"] for row in rows if row["shard"] == _REPORT_SHARD and row["rows"]}
     for partition in sorted(dealt.keys() | checked.rows_of_partition.keys()):

@@ -8,15 +8,14 @@ from functools import partial
 
 import safetensors.torch
 import torch
-from pyspark import SparkContext, cloudpickle
+from pyspark import SparkContext
 
 from mizzle.config import RunConfig
 from mizzle.scheduling.plan import EPOCH_END, Group, Triggers
 from mizzle.scheduling.tuner import TunerConfig, sizer_for
 from mizzle.spark.course import play
-from mizzle.spark.data import shard_dataframe
+from mizzle.spark.dealing import Dealing
 from mizzle.spark.driver import DriverSide
-from mizzle.spark.placement import here
 from mizzle.spark.progress import TrainingProgress
 from mizzle.spark.runner import GroupRunner
 from mizzle.spark.train_task import Finished, FinishOrder, TrainOrder, TrainWork
@@ -42,7 +41,9 @@ class FitPlan:
         packed: initial model, spec and columns, pickled together.
         rows: the training rows.
         held_out: the validation rows, or None.
-        shards_of_rank: by rank.
+        shards_of_rank: by rank, at the start.
+        least_ranks: without which the run waits for executors.
+        most_ranks: that are wanted.
         triggers: where groups end.
         layout: of the run.
         stop: when to stop early, or None.
@@ -53,6 +54,8 @@ class FitPlan:
     rows: CheckedFrame
     held_out: CheckedFrame | None
     shards_of_rank: tuple[tuple[int, ...], ...]
+    least_ranks: int
+    most_ranks: int
     triggers: Triggers
     layout: RunConfig
     stop: EarlyStopping | None
@@ -95,8 +98,10 @@ def run_fit(
         schedule: at its start.
         progress: is shown every group.
     """
-    work, executors = _deal(run, plan)
-    size = len(plan.shards_of_rank)
+    dealing = Dealing(
+        context, driver, run, TrainWork(plan.packed, plan.shards_of_rank, {}, {}), plan.rows, plan.held_out,
+        least=plan.least_ranks, most=plan.most_ranks, timeout_s=plan.layout.timeout_s,
+    )  # fmt: skip
     history, stopping = TrainingHistory(), plan.stop and StoppingState(plan.stop)
     sizer = sizer_for(plan.layout.group_size, TunerConfig(max_group_s=plan.layout.max_group_s))
 
@@ -104,8 +109,7 @@ def run_fit(
         return TrainOrder(group, tuple(schedule.ahead(group.size)), evaluate=plan.validates(group))
 
     largest = partial(schedule.fits, _ORDER_BYTES)
-    pickled: bytes = cloudpickle.dumps(work)  # type: ignore[no-untyped-call]
-    with GroupRunner(context, driver, run, plan.layout, pickled, size=size, executors=executors) as runner:
+    with GroupRunner(context, driver, run, plan.layout, dealing.begin(), restaff=dealing) as runner:
         for played in play(runner, plan.triggers, sizer, order_of, GroupMetrics.unpack, largest):
             history.add_group(played.record, played.metrics)
             progress.update(history, played.record.rows, played.record.wall_s)
@@ -119,22 +123,3 @@ def run_fit(
     history.complete(LossLog.unpack(log), plan.spec.order())
     most = max((one.memory_bytes for one in finished), key=lambda held: sum(held.values()))
     return Fitted(safetensors.torch.load(model), history, most, dict(enumerate(map(read_trace, traces))))
-
-
-def _deal(run: str, plan: FitPlan) -> tuple[TrainWork, list[str]]:
-    """Deal the rows to the executors' disks; what the ranks are told of it, and where the data of each lies."""
-    num_shards = plan.spec.num_shards
-    infos = shard_dataframe(
-        plan.rows, run=run, num_shards=num_shards, shards_of_rank=plan.shards_of_rank, locate=here
-    )  # fmt: skip
-    held_out = [] if plan.held_out is None else shard_dataframe(
-        plan.held_out, run=run, num_shards=num_shards, shards_of_rank=plan.shards_of_rank, locate=here,
-        name="validation",
-    )  # fmt: skip
-    at = {info.shard: info.executor_id for info in infos}
-    work = TrainWork(
-        plan.packed, plan.shards_of_rank,
-        paths={info.shard: info.path for info in infos},
-        validation={info.shard: info.path for info in held_out},
-    )  # fmt: skip
-    return work, [at[shards[0]] for shards in plan.shards_of_rank]

@@ -20,7 +20,7 @@ from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.residence import hire
 from mizzle.errors import BridgeLost
-from mizzle.spark.orders import JoinTerms, StartOrder
+from mizzle.spark.orders import Committed, JoinTerms, StartOrder
 from mizzle.spark.outcome import Failure, Outcome
 
 
@@ -31,13 +31,15 @@ class Hiring:
     Attributes:
         terms: of joining.
         work: the pickled `mizzle.spark.resident.ResidentWork`, sent to each executor once.
-        boundary: iterations that the run has done.
+        since: where the run goes on.
+        executors: by rank, where the driver has put it; empty where it may be anywhere.
         with_rows: whether partition i of the job's RDD is for rank i.
     """
 
     terms: JoinTerms
     work: Broadcast[bytes]
-    boundary: int
+    since: Committed
+    executors: tuple[str, ...]
     with_rows: bool
 
     def __call__(self, task: int, rows: Iterable[Any]) -> Iterator[Outcome]:
@@ -63,7 +65,8 @@ class Hiring:
             if self.with_rows:
                 pickled: bytes = cloudpickle.dumps(rows)  # type: ignore[no-untyped-call]
                 given = stack.enter_context(_memory(pickled))
-            order = StartOrder(terms, task if self.with_rows else -1, self.boundary, work, given, tuple(sys.path))
+            wanted = task if self.with_rows else -1
+            order = StartOrder(terms, wanted, self.since, self.executors, work, given, tuple(sys.path))
             payload: bytes = cloudpickle.dumps(order)  # type: ignore[no-untyped-call]
             told = hire(client, terms.run, terms.generation, payload, wait=False, deadline=deadline)
             if told is None:

@@ -6,7 +6,7 @@ The driver speaks once per group of iterations; in between the ranks drive thems
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from mizzle.spark.data import shard_dataframe
 from mizzle.spark.driver import DriverSide, classic_context, default_ranks
 from mizzle.spark.groups import await_ranks, refuse_broadcasts, shipped
 from mizzle.spark.placement import here, neighbours
-from mizzle.spark.runner import GroupRunner
+from mizzle.spark.runner import GroupRunner, Staff
 from mizzle.spark.step import FinishSteps, StepContext, StepFunction, StepOrder, StepReport, StepWork
 from mizzle.spark.validate import check_dataframe
 from mizzle.training.columns import Columns
@@ -138,6 +138,8 @@ def _layout(run: RunConfig, ranks: int | None, group_size: GroupSize | None) -> 
         raise ConfigError(f"run is {run!r}: give a mizzle.RunConfig")
     if run.shards is not None:
         raise ConfigError(f"run.shards is {run.shards}: iterate deals rows to ranks, give ranks")
+    if isinstance(run.ranks, tuple):
+        raise ConfigError(f"run.ranks is {run.ranks}: iterate deals rows to a fixed number of ranks, give one number")
     if run.trace is not None or run.overlap != "auto":
         raise ConfigError("run.trace and run.overlap are for a Trainer: iterate does not see inside your step function")
     return replace(
@@ -162,28 +164,28 @@ def _iterate(context: SparkContext, data: object, plan: _Plan) -> IterationResul
     driver, layout = DriverSide(context), plan.layout
     size = _ranks(context, driver, data, layout)
     rows = neighbours(data, size) if isinstance(data, RDD) else None
-    with driver.run() as run:
-        work, executors = _work(data, run, size, plan)
-        with GroupRunner(
-            context, driver, run, layout, work, size=size, executors=executors, rows=rows
-        ) as runner:  # fmt: skip
-            sizer = sizer_for(layout.group_size, TunerConfig(max_group_s=layout.max_group_s))
-            groups = []
-            for played in play(runner, plan.triggers, sizer, StepOrder, _metrics_of):
-                groups.append(played.record)
-                if _is_over(played, plan.triggers, plan.on_boundary):
-                    break
-            done = groups[-1].stop
-            left = runner.order("results", FinishSteps(), done).results
-            series, *values = runner.fetch([(0, left[0][1]), *((rank, value) for rank, (value, _) in enumerate(left))])
+    with (
+        driver.run() as run,
+        GroupRunner(context, driver, run, layout, _staff(data, run, size, plan), rows=rows) as runner,
+    ):
+        sizer = sizer_for(layout.group_size, TunerConfig(max_group_s=layout.max_group_s))
+        groups = []
+        for played in play(runner, plan.triggers, sizer, StepOrder, _metrics_of):
+            groups.append(played.record)
+            if _is_over(played, plan.triggers, plan.on_boundary):
+                break
+        done = groups[-1].stop
+        left = runner.order("results", FinishSteps(), done).results
+        series, *values = runner.fetch([(0, left[0][1]), *((rank, value) for rank, (value, _) in enumerate(left))])
     metrics = cloudpickle.loads(series)
     values = [cloudpickle.loads(value) for value in values]
     return IterationResult(values, metrics, done, done < plan.triggers.num_iterations, groups)
 
 
-def _work(data: object, run: str, size: int, plan: _Plan) -> tuple[bytes, Sequence[str] | None]:
-    """What the residents get, and by rank the executor that has its rows, where they were dealt."""
-    steps, executors = StepWork(plan.functions, (), None, has_elements=isinstance(data, RDD)), None
+def _staff(data: object, run: str, size: int, plan: _Plan) -> Staff:
+    """The ranks, which are where their rows are, where these were dealt."""
+    steps = StepWork(plan.functions, (), None, has_elements=isinstance(data, RDD))
+    executors: tuple[str, ...] = ()
     if isinstance(data, DataFrame):
         columns = Columns.of(data.columns, None, collate=_unused)
         checked = check_dataframe(data, columns, bad_rows=plan.bad_rows)
@@ -191,9 +193,9 @@ def _work(data: object, run: str, size: int, plan: _Plan) -> tuple[bytes, Sequen
             checked, run=run, num_shards=size, shards_of_rank=[[rank] for rank in range(size)], locate=here
         )  # fmt: skip
         steps = replace(steps, paths=tuple(info.path for info in infos), columns=columns)
-        executors = [info.executor_id for info in infos]
+        executors = tuple(info.executor_id for info in infos)
     work: bytes = cloudpickle.dumps(steps)  # type: ignore[no-untyped-call]
-    return work, executors
+    return Staff(work, size, executors)
 
 
 def _context_of(data: object, spark: SparkSession | None) -> SparkContext:
@@ -210,13 +212,15 @@ def _context_of(data: object, spark: SparkSession | None) -> SparkContext:
 
 def _ranks(context: SparkContext, driver: DriverSide, data: object, layout: RunConfig) -> int:
     """How many, once there is a slot for each."""
-    size = layout.ranks or default_ranks(context, Deadline.after(layout.timeout_s))
+    wanted = layout.ranks
+    assert not isinstance(wanted, tuple), "refused before"
+    size = wanted or default_ranks(context, Deadline.after(layout.timeout_s))
     if isinstance(data, RDD):
         partitions = data.getNumPartitions()
         if partitions == 0:
             raise ConfigError("the RDD has no partitions: there is nothing to iterate over")
-        if layout.ranks is not None and partitions < layout.ranks:
-            raise ConfigError(f"an RDD of {partitions} partitions cannot be spread over {layout.ranks} ranks")
+        if wanted is not None and partitions < wanted:
+            raise ConfigError(f"an RDD of {partitions} partitions cannot be spread over {wanted} ranks")
         size = min(size, partitions)
     await_ranks(context, driver, size, layout.timeout_s)
     return size

@@ -29,13 +29,34 @@ class JoinTerms:
 
 
 @dataclass(frozen=True, slots=True)
+class Committed:
+    """The boundary that a run goes on from, whatever happens: all its states and their copies are there.
+
+    Attributes:
+        iteration: iterations done before it.
+        generation: whose ranks left the states; -1 at the start of a run, where there are none.
+        size: number of those ranks.
+    """
+
+    iteration: int = 0
+    generation: int = -1
+    size: int = 0
+
+    @property
+    def is_start(self) -> bool:
+        """Whether nothing was done yet."""
+        return self.generation < 0
+
+
+@dataclass(frozen=True, slots=True)
 class StartOrder:
     """What a resident is told when it is hired.
 
     Attributes:
         terms: of joining.
         wanted: the rank to be, or -1.
-        boundary: iterations that the run has done.
+        since: where the run goes on.
+        executors: by rank, where the driver has put it; empty where it may be anywhere.
         work: file with the pickled `ResidentWork`.
         rows: file with the pickled rows, or None.
         paths: where Python looks for modules in the task that hires: files may have been added to the application
@@ -44,7 +65,8 @@ class StartOrder:
 
     terms: JoinTerms
     wanted: int
-    boundary: int
+    since: Committed
+    executors: tuple[str, ...]
     work: str
     rows: str | None
     paths: tuple[str, ...]

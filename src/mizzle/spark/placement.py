@@ -5,11 +5,14 @@ Does not load torch: tasks that only deal rows use it.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from pyspark import RDD, SparkContext
 from pyspark.serializers import CPickleSerializer
+from pyspark.sql import DataFrame
+from pyspark.sql.functions import struct, to_json
 
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
@@ -48,6 +51,25 @@ def neighbours(rdd: RDD[Any], num_partitions: int) -> RDD[Any]:
     return RDD(made.toJavaRDD(), context, rdd._jrdd_deserializer)  # noqa: SLF001
 
 
+def collect_placed(frame: DataFrame, locations: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
+    """The rows of a DataFrame, each partition made on a given executor if a slot is free there; see `placed`.
+
+    Args:
+        frame: of columns that JSON can hold.
+        locations: for each partition the host and the executor id.
+    """
+    told = frame.select(to_json(struct("*"), {"ignoreNullFields": "false"}))
+    jvm: Any = frame.sparkSession.sparkContext._jvm  # noqa: SLF001 - DataFrames cannot say where they are made
+    rows = jvm.org.mizzle.bridge.PlacedRows.collect(told._jdf, list(map(_place, locations)))  # noqa: SLF001
+    return [json.loads(row) for row in rows]
+
+
+def _place(location: tuple[str, str]) -> str:
+    """An executor as Spark names it among the places of a task."""
+    host, executor_id = location
+    return f"executor_{host}_{executor_id}"
+
+
 def placed(context: SparkContext, locations: Sequence[tuple[str, str]]) -> RDD[int]:
     """An RDD of one number a partition, each partition preferring an executor.
 
@@ -62,9 +84,9 @@ def placed(context: SparkContext, locations: Sequence[tuple[str, str]]) -> RDD[i
     scala: Any = context._jsc.sc()  # noqa: SLF001 - see above
     serializer = CPickleSerializer()
     wishes = jvm.java.util.ArrayList()
-    for partition, (host, executor_id) in enumerate(locations):
+    for partition, location in enumerate(locations):
         wish = jvm.java.util.ArrayList()
-        wish.add(f"executor_{host}_{executor_id}")
+        wish.add(_place(location))
         pickled = bytearray(serializer.dumps(partition))  # type: ignore[no-untyped-call]
         wishes.add(jvm.scala.Tuple2(pickled, jvm.PythonUtils.toSeq(wish)))
     any_class = jvm.scala.reflect.ClassTag.AnyRef()

@@ -26,8 +26,8 @@ from pyspark import cloudpickle
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.residence import MAX_RESULT_BYTES, Order, OrderKind, serve
-from mizzle.errors import BridgeLost, MizzleError, TaskFailed
-from mizzle.spark.orders import StartOrder
+from mizzle.errors import BridgeLost, Misplaced, MizzleError, TaskFailed
+from mizzle.spark.orders import Committed, StartOrder
 from mizzle.spark.outcome import Failure, Outcome, pickled_value
 from mizzle.spark.worker import RankContext
 
@@ -50,20 +50,16 @@ class ResidentPart(Protocol):
 class ResidentWork(Protocol):
     """What a run has its residents do; travels by pickle, once."""
 
-    def preferred(self) -> list[int]:
-        """Ranks whose data is near the process it is called in, the nearest first."""
-        ...
-
-    def start(self, context: RankContext, boundary: int, rows: list[Any] | None) -> ResidentPart:
+    def start(self, context: RankContext, since: Committed, rows: list[Any] | None) -> ResidentPart:
         """Make ready.
 
         Args:
             context: of a rank that has just joined.
-            boundary: iterations done so far; behind 0, this rank's state is in its arena (`mizzle.spark.boundary`).
+            since: where the run goes on; behind its start, the states of the ranks are kept (`mizzle.spark.boundary`).
             rows: those of this rank's partition, where the run was given an RDD.
 
         Raises:
-            Misplaced: the state or data that this rank needs is elsewhere.
+            Misplaced: the data that this rank needs is elsewhere.
         """
         ...
 
@@ -81,10 +77,13 @@ class _Residence:
     def open(self, order: StartOrder) -> None:
         work: ResidentWork = cloudpickle.loads(Path(order.work).read_bytes())
         rows = None if order.rows is None else cloudpickle.loads(Path(order.rows).read_bytes())
-        self._context = RankContext.join(self._client, order.terms, wanted=order.wanted, preferred=work.preferred())
+        assigned = [rank for rank, executor in enumerate(order.executors) if executor == self._client.executor_id]
+        if order.executors and not assigned:
+            raise Misplaced(f"executor {self._client.executor_id} has no rank of run {order.terms.run[:4]}")
+        self._context = RankContext.join(self._client, order.terms, wanted=order.wanted, preferred=assigned)
         self.rank = self._context.rank
         with _TellPeers(self._context):
-            self._part = work.start(self._context, order.boundary, rows)
+            self._part = work.start(self._context, order.since, rows)
 
     def run_group(self, order: object) -> object:
         assert self._part is not None, "a group was ordered before the start was done"

@@ -10,31 +10,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 from py4j.protocol import Py4JError
 from pyspark import RDD, Broadcast, SparkContext, TaskContext, cloudpickle
 from pyspark.errors import PySparkException
 
-from mizzle.blocks.deadline import Deadline
 from mizzle.config import RunConfig
-from mizzle.errors import Misplaced, PeerLost
+from mizzle.errors import Misplaced, PeerLost, Recoverable, StateLost
 from mizzle.scheduling.plan import Group
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.hiring import Hiring
 from mizzle.spark.jobs import RunJobs
 from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
-from mizzle.spark.orders import JoinTerms
+from mizzle.spark.orders import Committed, JoinTerms
 from mizzle.spark.outcome import Failure, Outcome, raise_cause
 from mizzle.spark.placement import drain, here, placed
+from mizzle.spark.recovery import Faults, Retries, await_verdict
 
 _log = logging.getLogger(__name__)
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 _PIECE_BYTES = 8 * 1024 * 1024
 """Of one task's result, of which Spark makes several copies in the heaps of executor and driver."""
 _PIECES_AT_ONCE = 8
@@ -72,34 +71,66 @@ class Memory:
     num_bytes: int
 
 
+@dataclass(frozen=True, slots=True)
+class Staff:
+    """Who is to do the work of a run.
+
+    Attributes:
+        work: the pickled `mizzle.spark.resident.ResidentWork`.
+        size: N, number of ranks.
+        executors: by rank, where its data lies; empty: anywhere.
+    """
+
+    work: bytes
+    size: int
+    executors: tuple[str, ...] = ()
+
+
+class Restaff(Protocol):
+    """Finds others to do the work of a run as executors go and come."""
+
+    def wants(self, hosts: Mapping[str, str]) -> bool:
+        """Whether others should go on, now that these executors live (Spark's names of their hosts, by executor)."""
+        ...
+
+    def replace(self) -> Staff:
+        """Who goes on."""
+        ...
+
+
 class GroupRunner:
     """The ranks of one run. A context manager; what the ranks hold goes when the run ends.
+
+    A group that fails by a fault of the cluster is run again from its boundary, by the ranks that are left; so its
+    results are those of a run without the fault.
 
     Args:
         context: the driver's Spark context.
         driver: its half of the plugin.
         run: the run's id, begun.
         layout: transport and deadline.
-        work: the pickled `mizzle.spark.resident.ResidentWork`.
-        size: N, number of ranks.
-        executors: where the data of every rank lies, by rank; None: anywhere.
-        rows: partition i is for rank i, and ``executors`` is None; None: the ranks get no rows this way.
+        staff: who begins.
+        restaff: who goes on when executors are gone; None: nobody can.
+        rows: partition i is for rank i, and the staff may be anywhere; None: the ranks get no rows this way.
     """
 
     def __init__(
-        self, context: SparkContext, driver: DriverSide, run: str, layout: RunConfig, work: bytes, *, size: int,
-        executors: Sequence[str] | None = None, rows: RDD[Any] | None = None,
+        self, context: SparkContext, driver: DriverSide, run: str, layout: RunConfig, staff: Staff, *,
+        restaff: Restaff | None = None, rows: RDD[Any] | None = None,
     ) -> None:  # fmt: skip
         """See the class."""
         self.run = run
         self._context, self._driver, self._layout = context, driver, layout
-        self._size, self._rows = size, rows
-        self._executors = tuple(executors or ())
+        self._restaff, self._rows = restaff, rows
         self._generation = -1
+        self._since = Committed()
+        self._faults = Faults(run)
+        self._silent: list[str] = []
         self._orders = 0
         self._prepared: Any = None
         self._jvm = JvmGroups(context)
-        self._work: Broadcast[bytes] = context.broadcast(work)
+        self._size, self._executors = staff.size, staff.executors
+        self._work: Broadcast[bytes] = context.broadcast(staff.work)
         self._jobs = RunJobs(context, run)
 
     def run_group(self, group: Group, order: object) -> GroupRun:
@@ -108,9 +139,11 @@ class GroupRunner:
         Raises:
             MizzleError: the first cause of the group's failure, as the rank that saw it raised it.
             TaskFailed: user code failed.
-            PeerLost: an executor or a rank's process ended.
+            PeerLost: an executor or a rank's process ended, again and again.
+            StateLost: of a rank's state at the boundary no copy is left.
             Misplaced: some slot where a rank has its state or data is taken by other jobs all the time.
         """
+        self._welcome()
         return self.order(f"iterations {group.first}-{group.stop - 1} (epoch {group.epoch})", order, group.first)
 
     def order(self, title: str, order: object, boundary: int) -> GroupRun:
@@ -125,19 +158,30 @@ class GroupRunner:
             MizzleError: as `run_group` does.
         """
         pickled: bytes = cloudpickle.dumps(order)  # type: ignore[no-untyped-call]
-        retries = _Retries(self._layout.timeout_s)
+        self._commit(boundary)
+        retries = Retries(self._layout.timeout_s)
         while True:
             try:
                 if self._prepared is None:
-                    self._settle(boundary)
+                    self._settle()
                 return self._run_once(title, pickled)
             except Misplaced as error:
                 self._prepared = None
                 _log.info("run=%s %s: is started again: %s", self.run[:4], title, error)
                 retries.pause_or_raise(error)
+            except Recoverable as error:
+                self._prepared = None
+                self._faults.note(error, title)
+                await_verdict(self._silent, self._driver.hosts)
             except BaseException:
                 self._prepared = None
                 raise
+
+    def _commit(self, boundary: int) -> None:
+        """All ranks have told that they keep their states at this boundary, and the copies given to them."""
+        if boundary > self._since.iteration:
+            self._since = Committed(boundary, self._generation, len(self._executors))
+            self._faults.forget()
 
     def fetch(self, wanted: Sequence[tuple[int, Memory]]) -> list[bytes]:
         """What ranks left in their arenas, by tasks on the executor of each; however large, no heap has to hold much.
@@ -164,7 +208,7 @@ class GroupRunner:
 
     def _read(self, pieces: Sequence[_Piece]) -> list[bytes]:
         """One job, with a task for each piece."""
-        retries = _Retries(self._layout.timeout_s)
+        retries = Retries(self._layout.timeout_s)
         while True:
             tasks = placed(self._context, self._locations([piece.executor for piece in pieces]))
             read = tasks.mapPartitionsWithIndex(partial(_read_memory, pieces))
@@ -182,27 +226,41 @@ class GroupRunner:
     ) -> None:
         """Drop the broadcast. The bridges drop the rest when the run ends."""
         self._jobs.close()
+        self._drop_work()
+
+    def _hire(self, staff: Staff) -> None:
+        """From the next generation on these do the work."""
+        self._drop_work()
+        self._size, self._executors = staff.size, staff.executors
+        self._work = self._context.broadcast(staff.work)
+
+    def _drop_work(self) -> None:
         try:
             self._work.destroy()
         except (Py4JError, PySparkException) as error:
             _log.warning("run=%s left its broadcast behind: %s", self.run[:4], error)
 
-    def _settle(self, boundary: int) -> None:
+    def _settle(self) -> None:
         """Begin a generation: one job of Python tasks makes the ranks resident."""
+        self._replace()
         self._generation += 1
+        self._silent = list(self._executors)
         terms = JoinTerms(
             self.run, self._generation, 0, self._size, self._layout.transport, self._layout.timeout_s
         )  # fmt: skip
         # Rows come once: later they are in the arenas, to which the ranks return.
         with_rows = self._rows is not None and not self._executors
         hired = self._tasks(with_rows=with_rows).mapPartitionsWithIndex(
-            Hiring(terms, self._work, boundary, with_rows=with_rows)
+            Hiring(terms, self._work, self._since, self._executors, with_rows=with_rows)
         )
         title = f"{self._size} ranks take their places"
         outcomes: list[Outcome] = self._jobs.run(title, hired.collect)
         raise_cause(outcomes)
         by_rank = sorted(outcomes, key=lambda outcome: outcome.rank)
         self._executors = tuple(outcome.executor_id for outcome in by_rank)
+        if not self._since.is_start:
+            # each has kept its part of the boundary anew
+            self._since = Committed(self._since.iteration, self._generation, self._size)
         self._prepared = self._jvm.prepare(self.run, self._generation, self._locations(self._executors))
 
     def _tasks(self, *, with_rows: bool) -> RDD[Any]:
@@ -220,6 +278,9 @@ class GroupRunner:
         wall_s, cpu_s = time.perf_counter() - begun, self._cpu_s() - cpu_s
         if any(result.status is TaskStatus.AWAY for result in found):
             raise Misplaced("a task was started away from its rank")
+        self._silent = [
+            executor for executor, one in zip(self._executors, found, strict=True) if one.status is TaskStatus.MISSING
+        ]
         # What is missing was cancelled because of a rank that failed or died: that one says why.
         told = [result for result in found if result.status is not TaskStatus.MISSING]
         outcomes = [_outcome(result) for result in told]
@@ -231,6 +292,22 @@ class GroupRunner:
 
     def _cpu_s(self) -> float:
         return time.process_time() + float(self._jvm.cpu_s())
+
+    def _welcome(self) -> None:
+        """At a boundary executors that have come, and those that are known to be gone, change who goes on."""
+        if self._prepared is not None and self._restaff is not None and self._restaff.wants(self._driver.hosts()):
+            self._prepared = None
+
+    def _replace(self) -> None:
+        """Where executors are gone or have come, others take over."""
+        hosts = self._driver.hosts()
+        lost = [rank for rank, executor in enumerate(self._executors) if executor not in hosts]
+        if self._restaff is not None:
+            if lost or self._restaff.wants(hosts):
+                _log.info("run=%s lost the executors of ranks %s, if any", self.run[:4], lost)
+                self._hire(self._jobs.run("deals shards to other executors", self._restaff.replace))
+        elif lost:
+            raise StateLost(f"executor {self._executors[lost[0]]}, which had the rows of rank {lost[0]}, is gone")
 
     def _locations(self, executors: Sequence[str]) -> list[tuple[str, str]]:
         hosts = self._driver.hosts()
@@ -245,23 +322,6 @@ def _outcome(result: TaskResult) -> Outcome:
         outcome: Outcome = cloudpickle.loads(result.body)
         return outcome
     return Outcome(-1, result.rank, failure=Failure.of(PeerLost(result.rank, result.body.decode())))
-
-
-class _Retries:
-    """How long a busy cluster may put tasks away from their ranks: again and again, in growing pauses."""
-
-    def __init__(self, timeout_s: float) -> None:
-        self._deadline = Deadline.after(timeout_s)
-        self._pause_s = _FIRST_PAUSE_S
-        self._paused = threading.Event()
-
-    def pause_or_raise(self, error: Misplaced) -> None:
-        """Wait before the next try; once the time is up, raise."""
-        if self._deadline.passed:
-            error.add_note("other jobs took the task slots beside this run's ranks: give the application more slots")
-            raise error
-        self._paused.wait(min(self._pause_s, self._deadline.remaining_s()))
-        self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,8 @@ from pyspark import cloudpickle
 from mizzle.collectives.arrays import Array, ArrayT
 from mizzle.errors import ConfigError, Misplaced, TaskFailed
 from mizzle.scheduling.plan import Group
-from mizzle.spark.boundary import find_state, keep_state
+from mizzle.spark.boundary import Keeper, State
+from mizzle.spark.orders import Committed
 from mizzle.spark.runner import Memory
 from mizzle.spark.worker import RankContext
 from mizzle.training.columns import Columns
@@ -135,25 +136,23 @@ class StepWork:
     columns: Columns | None
     has_elements: bool
 
-    def preferred(self) -> list[int]:
-        """Ranks whose rows lie on this host."""
-        return [rank for rank, path in enumerate(self.paths) if Path(path).exists()]
-
-    def start(self, context: RankContext, boundary: int, rows: list[Any] | None) -> StepPart:
+    def start(self, context: RankContext, since: Committed, rows: list[Any] | None) -> StepPart:
         """Load rows and state."""
-        return StepPart(self, context, boundary, rows)
+        return StepPart(self, context, since, rows)
 
 
 class StepPart:
     """One rank of an iterative computation, from a boundary on."""
 
-    def __init__(self, work: StepWork, context: RankContext, boundary: int, rows: list[Any] | None) -> None:
+    def __init__(self, work: StepWork, context: RankContext, since: Committed, rows: list[Any] | None) -> None:
         """See the class.
 
         Raises:
-            Misplaced: this is not where the rank's rows or state are.
+            Misplaced: this is not where the rank's rows are.
+            StateLost: of some rank's state no copy is left.
         """
         self._rank = context
+        self._keeper = Keeper(context, since)
         self._step, state, prepare, self._finish = cloudpickle.loads(work.functions)
         self._files = ExitStack()
         with self._files:
@@ -163,15 +162,14 @@ class StepPart:
             elif work.has_elements:
                 batch = self._elements(rows)
             self._batch = batch if prepare is None else prepare(batch)
-            kept = find_state(context, boundary)
             self._names: list[str] | None = None
             self._last: dict[str, float] = {}
             self._series: dict[str, array[float]] = {}
-            self._context = StepContext(context, iteration=boundary, state=None)
-            if kept is not None:
-                self._context.state, self._series = cloudpickle.loads(kept)
-            else:
+            self._context = StepContext(context, iteration=since.iteration, state=None)
+            if since.is_start:
                 self._context.state = state(self._context, self._batch) if callable(state) else state
+            else:
+                self._take_up(since)
             self._files = self._files.pop_all()
 
     def run_group(self, order: StepOrder | FinishSteps) -> StepReport | tuple[Memory, Memory]:
@@ -179,6 +177,7 @@ class StepPart:
         if isinstance(order, FinishSteps):
             return self._leave_results()
         context, group = self._context, order.group
+        self._keeper.commit(group.first)
         begun, context.exchange_s = time.perf_counter(), 0.0
         rows: list[Mapping[str, float]] = []
         for iteration in range(group.first, group.stop):
@@ -193,14 +192,25 @@ class StepPart:
         iterating_s = time.perf_counter() - begun
         self._aggregate(rows)
         boundary = group.first + len(rows)
-        packed = self._packed_state()
-        keep_state(self._rank, boundary, max(1, len(packed)), lambda into: _write(packed, into), since=group.first)
+        self._keep(boundary)
         metrics = GroupMetrics(
             iterations=len(rows), rows=0, last_loss=self._last.get("loss", math.nan), mean_loss=math.nan, skipped=0,
             compute_s=iterating_s - context.exchange_s, exchange_s=context.exchange_s, update_s=0.0,
             boundary_s=time.perf_counter() - begun - iterating_s,
         )  # fmt: skip
         return StepReport(metrics.pack(), self._last, context.is_stopped)
+
+    def _take_up(self, since: Committed) -> None:
+        """Go on from this rank's state at the boundary, wherever it is: ranks keep their numbers."""
+        needs = [[rank] for rank in range(since.size)]
+        [packed] = self._keeper.collect(needs, lambda _of, _raw, _taker: None, self._rank.handover)
+        self._context.state, self._series = cloudpickle.loads(packed)
+        self._keep(since.iteration)
+        self._keeper.release()
+
+    def _keep(self, iteration: int) -> None:
+        packed = self._packed_state()
+        self._keeper.keep(iteration, State(len(packed), lambda into: _write(packed, into)), self._rank.handover)
 
     def _packed_state(self) -> bytes:
         try:

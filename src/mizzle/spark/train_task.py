@@ -18,23 +18,27 @@ import safetensors.torch
 import torch
 from pyspark import cloudpickle
 
-from mizzle.collectives.exchange import Exchange
+from mizzle.collectives.handover import Handover
 from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.errors import DataError, Misplaced
 from mizzle.scheduling.plan import Group
-from mizzle.spark.boundary import find_state, keep_state, kept_bytes
+from mizzle.spark.boundary import Keeper, State
+from mizzle.spark.orders import Committed
 from mizzle.spark.runner import Memory
 from mizzle.spark.worker import RankContext
 from mizzle.training.columns import Columns
 from mizzle.training.group_metrics import GroupMetrics
 from mizzle.training.rank import RankTrainer
+from mizzle.training.recut import needed, part_of
 from mizzle.training.shards import ShardFile
 from mizzle.training.spec import IterationPlan, TrainingSpec
+from mizzle.training.state import PackedState, unpack_state
 from mizzle.training.trace import TRACE_BYTES, TraceBuffer
 from mizzle.training.wiring import exchange_for
 
-_WHO_SEES = 5
-"""Number of the round, within the iteration at which a generation begins, that tells who sees which files."""
+_WHO_SEES, _COLLECT, _KEEP_FIRST, _KEEP = 5, 6, 8, 9
+"""Numbers of rounds beside those of an iteration, behind which they come. Where a generation begins: who sees which
+files; states are collected (two rounds) and kept anew. At a boundary, in the iteration before: states are kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,44 +102,38 @@ class TrainWork:
     paths: Mapping[int, str]
     validation: Mapping[int, str]
 
-    def preferred(self) -> list[int]:
-        """Ranks whose shards lie on this host: a rank goes where its data is."""
-        return [
-            rank
-            for rank, shards in enumerate(self.shards_of_rank)
-            if all(Path(self.paths[shard]).exists() for shard in shards)
-        ]
-
-    def start(self, context: RankContext, boundary: int, _rows: list[Any] | None) -> TrainPart:
+    def start(self, context: RankContext, since: Committed, _rows: list[Any] | None) -> TrainPart:
         """Build the rank."""
-        return TrainPart(self, context, boundary)
+        return TrainPart(self, context, since)
 
 
 class TrainPart:
     """One rank of a training, from a boundary on."""
 
-    def __init__(self, work: TrainWork, context: RankContext, boundary: int) -> None:
+    def __init__(self, work: TrainWork, context: RankContext, since: Committed) -> None:
         """Open files, build the model, take up the state.
 
         Raises:
-            Misplaced: this is not where the rank's shards or state are.
+            Misplaced: this is not where the rank's shards are.
+            StateLost: of some rank's state no copy is left.
         """
         self._context = context
+        self._keeper = Keeper(context, since)
         model, spec, columns = _load(work.shipped)
         self._files = ExitStack()
         with self._files:
             shards = {shard: self._open(work.paths[shard], columns) for shard in work.shards_of_rank[context.rank]}
             self._timeline = Timeline() if spec.trace else NO_TIMELINE
-            exchange = exchange_for(
+            self._exchange = exchange_for(
                 spec, model, context.store, work.shards_of_rank, timeout_s=context.terms.timeout_s,
                 timeline=self._timeline,
             )  # fmt: skip
-            kept = find_state(context, boundary)
-            states = [] if kept is None else [kept]
-            self._trainer = RankTrainer(spec, model, exchange, shards, states=states, timeline=self._timeline)
+            self._trainer = RankTrainer(spec, model, self._exchange, shards, timeline=self._timeline)
+            if not since.is_start:
+                self._take_up(since)
             # At every start: a rank wrote its own ranges only, and a group that failed may have left newer ones.
-            self._trainer.gather_weights(boundary)
-            held = self._held_for_validation(work, exchange, boundary)
+            self._trainer.gather_weights(since.iteration)
+            held = self._held_for_validation(work, since.iteration)
             self._validation = {shard: self._open(work.validation[shard], columns) for shard in held}
             self._files = self._files.pop_all()
 
@@ -143,6 +141,7 @@ class TrainPart:
         """Obey: the packed `GroupMetrics` of a group; at the end, where the results lie."""
         if isinstance(order, FinishOrder):
             return self._finish()
+        self._keeper.commit(order.group.first)
         plans = order.iterations()
         iterations = self._trainer.run(plans)
         laps = _Laps()
@@ -152,10 +151,7 @@ class TrainPart:
                 evaluation = self._trainer.evaluate(plans[-1], self._validation)
         evaluate_s = laps.lap()
         with self._timeline.span("keep state", "boundary", boundary=order.group.stop):
-            keep_state(
-                self._context, order.group.stop, self._trainer.state_bytes(), self._trainer.save_state_into,
-                since=order.group.first,
-            )  # fmt: skip
+            self._keep(order.group.stop, self._exchange.handover(order.group.stop - 1, _KEEP))
         self._keep_trace()
         return GroupMetrics.of(
             iterations, evaluation=evaluation, evaluate_s=evaluate_s, boundary_s=laps.lap()
@@ -165,6 +161,25 @@ class TrainPart:
         """Close the files."""
         self._files.close()
         self._trainer.close()
+
+    def _take_up(self, since: Committed) -> None:
+        """Go on from the states of the boundary, wherever they are, and keep them as those of these ranks."""
+        trainer, between = self._trainer, self._exchange.handover(since.iteration, _COLLECT)
+        then, now = trainer.ranges_among(since.size), trainer.ranges_among(self._context.size)
+
+        def part(of: int, raw: memoryview, taker: int) -> State | None:
+            if then[of] == now[taker]:
+                return None
+            packed = PackedState(*part_of(unpack_state(raw), now[taker]))
+            return State(packed.num_bytes, packed.write)
+
+        trainer.load_state(self._keeper.collect(needed(then, now), part, between))
+        self._keep(since.iteration, self._exchange.handover(since.iteration, _KEEP_FIRST))
+        self._keeper.release()
+
+    def _keep(self, iteration: int, between: Handover) -> None:
+        trainer = self._trainer
+        self._keeper.keep(iteration, State(trainer.state_bytes(), trainer.save_state_into), between)
 
     def _keep_trace(self) -> Memory | None:
         """Leave what was noted so far in the arena, which outlives this process."""
@@ -181,16 +196,16 @@ class TrainPart:
             raise Misplaced(f"rank {context.rank} was started on {context.host}, away from its file {path}")
         return self._files.enter_context(ShardFile(path, columns))
 
-    def _held_for_validation(self, work: TrainWork, exchange: Exchange, boundary: int) -> list[int]:
+    def _held_for_validation(self, work: TrainWork, boundary: int) -> list[int]:
         """The validation shards that this rank evaluates: it must see the files, and all ranks agree on who does."""
         if not work.validation:
             return []
         seen = [shard for shard, path in sorted(work.validation.items()) if Path(path).exists()]
-        told = exchange.share(boundary, _WHO_SEES, json.dumps(seen).encode())
+        told = self._exchange.share(boundary, _WHO_SEES, json.dumps(seen).encode())
         return deal_seen([json.loads(one) for one in told], work.shards_of_rank)[self._context.rank]
 
     def _finish(self) -> Finished:
-        held = {**self._trainer.memory_bytes(), "recovery": kept_bytes(self._context)}
+        held = {**self._trainer.memory_bytes(), "recovery": self._keeper.num_bytes()}
         finished = Finished(held, self._keep_trace())
         if self._context.rank:
             return finished

@@ -23,7 +23,7 @@ from mizzle.config import RunConfig, check_count
 from mizzle.errors import ConfigError, DataError, ModelError
 from mizzle.scheduling.plan import Triggers, spread
 from mizzle.spark.data import first_rows
-from mizzle.spark.driver import DriverSide, classic_context, default_ranks
+from mizzle.spark.driver import DriverSide, classic_context, default_ranks, task_slots
 from mizzle.spark.fit import FitPlan, Fitted, run_fit
 from mizzle.spark.groups import await_ranks, refuse_broadcasts, shipped
 from mizzle.spark.progress import TrainingProgress
@@ -57,6 +57,16 @@ class TrainingResult:
     model: torch.nn.Module
     history: TrainingHistory
     report: Mapping[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Ranks at the start, the fewest and the most that there may be, and shards."""
+
+    ranks: int
+    least: int
+    most: int
+    shards: int
 
 
 class Trainer:
@@ -207,7 +217,7 @@ class Trainer:
         checked, held_out = check(df), None
         if validation is not None:
             held_out = _checked_validation(check, validation, checked)
-        plan = self._plan(checked, held_out, *self._layout(context, driver))
+        plan = self._plan(checked, held_out, self._layout(context, driver))
         total = plan.triggers.num_iterations
         with driver.run() as run, TrainingProgress(total, enabled=self._progress) as progress:
             fitted = run_fit(context, driver, run, plan, self._schedule(), progress)
@@ -218,9 +228,9 @@ class Trainer:
         report = self._report(run, plan, fitted) | {"wall_s": time.monotonic() - begun}
         return TrainingResult(model.eval(), fitted.history, report)
 
-    def _plan(self, checked: CheckedFrame, held_out: CheckedFrame | None, ranks: int, num_shards: int) -> FitPlan:
+    def _plan(self, checked: CheckedFrame, held_out: CheckedFrame | None, layout: _Layout) -> FitPlan:
         spec = replace(
-            self._spec.on(checked.num_rows, num_shards), overlap=self._run.overlap, trace=self._run.trace is not None
+            self._spec.on(checked.num_rows, layout.shards), overlap=self._run.overlap, trace=self._run.trace is not None
         )  # fmt: skip
         per_epoch = spec.order().iterations_per_epoch
         total = min(per_epoch * self._max_epochs, self._max_iterations or per_epoch * self._max_epochs)
@@ -229,7 +239,8 @@ class Trainer:
             every["validation"] = self._validate_every
         return FitPlan(
             spec, self._rehearsed(spec, checked, total, evaluate=held_out is not None), checked, held_out,
-            spread(num_shards, ranks), Triggers(total, per_epoch, every), self._run, self._stop,
+            spread(layout.shards, layout.ranks), layout.least, layout.most, Triggers(total, per_epoch, every),
+            self._run, self._stop,
         )  # fmt: skip
 
     def _report(self, run: str, plan: FitPlan, fitted: Fitted) -> dict[str, Any]:
@@ -251,14 +262,21 @@ class Trainer:
         rehearse(*copied, rows, evaluate=evaluate)
         return packed
 
-    def _layout(self, context: SparkContext, driver: DriverSide) -> tuple[int, int]:
-        """Ranks and shards, once there is a slot for every rank."""
-        ranks = self._run.ranks
-        if ranks is None:
-            ranks = default_ranks(context, Deadline.after(self._run.timeout_s))
-            ranks = min(ranks, self._run.shards or ranks)
-        await_ranks(context, driver, ranks, self._run.timeout_s)
-        return ranks, self._run.shards or ranks
+    def _layout(self, context: SparkContext, driver: DriverSide) -> _Layout:
+        """Ranks and shards, once there is a slot for every rank that must be there."""
+        deadline, wanted, shards = Deadline.after(self._run.timeout_s), self._run.ranks, self._run.shards
+        if isinstance(wanted, int):
+            found = _Layout(wanted, wanted, wanted, shards or wanted)
+        elif wanted is None:
+            there = default_ranks(context, deadline)
+            there = min(there, shards or there)
+            found = _Layout(there, 1, there, shards or there)
+        else:
+            least, most = wanted
+            there = max(least, min(most, task_slots(context)))
+            found = _Layout(there, least, most, shards or most)
+        await_ranks(context, driver, found.ranks, self._run.timeout_s)
+        return found
 
     def _schedule(self) -> HyperSchedule:
         return HyperSchedule(FlatParameters(self._model, self._spec.groups), self._spec.optimizer, self._scheduler)

@@ -13,7 +13,7 @@ from functools import cache
 from typing import Any
 
 from mizzle.blocks.arena import BridgeArena
-from mizzle.blocks.bridge import BridgeClient
+from mizzle.blocks.bridge import BridgeClient, Peer
 from mizzle.blocks.connect import connect_store
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.notes import prepare_control
@@ -49,17 +49,20 @@ class RankContext(Communicator):
         host: its host.
         host_id: equal for processes that can share memory.
         terms: on which it joined.
+        peers: where every rank is, the own included.
         store: the way to the peers' blocks.
         arena: this rank's shared memory, kept for the run.
         label: what was noted with the arena last.
     """
 
     def __init__(
-        self, terms: JoinTerms, client: BridgeClient, store: BlockStore, arena: BridgeArena, label: bytes = b""
-    ) -> None:
+        self, terms: JoinTerms, client: BridgeClient, store: BlockStore, arena: BridgeArena, label: bytes,
+        peers: tuple[Peer, ...],
+    ) -> None:  # fmt: skip
         """Wrap a rank that has joined."""
         super().__init__(store, timeout_s=terms.timeout_s)
         self.terms = terms
+        self.peers = peers
         self.run = terms.run
         self.executor_id = client.executor_id
         self.host = client.host
@@ -98,7 +101,7 @@ class RankContext(Communicator):
             deadline=deadline,
         )
         store = connect_store(client, arena, membership, transport=terms.transport, timeout_s=terms.timeout_s)
-        return cls(terms, client, store, arena, label)
+        return cls(terms, client, store, arena, label, membership.peers)
 
     def set_label(self, label: bytes) -> None:
         """Note a few bytes with the arena, for whoever holds it next."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mizzle.collectives.exchange import MAX_SHARE_BYTES
+from mizzle.collectives.handover import MAX_SHARE_BYTES
 from mizzle.errors import ConfigError, DataError, ModelError
 from mizzle.training.buffers import ModelBuffers
 from mizzle.training.local import random_stream

@@ -32,7 +32,7 @@ from mizzle.training.recut import OWNED, SPANS, recut
 from mizzle.training.report import FINITE, IterationReport, RankReport, ShardReport
 from mizzle.training.spec import IterationMetrics, IterationPlan, ShardRows, TrainingSpec
 from mizzle.training.state import PackedState, unpack_state
-from mizzle.training.update import cut, make_update
+from mizzle.training.update import REDUCED, cut, make_update
 
 _REFRESH, _GRADIENTS, _NORMS, _LEAVE, _EVALUATION = range(5)  # ops of an iteration, in the order in which they may come
 
@@ -188,6 +188,10 @@ class RankTrainer:
         self._update.optimizer.load_state(tensors, scalars["scalars"])
         self.log.load_state(tensors, scalars["log"])
         self._is_gathered = False
+
+    def ranges_among(self, size: int) -> list[tuple[Slice, ...]]:
+        """The ranges of the flat vector that the states of so many ranks hold, by rank."""
+        return [self._update.owned] * size if self._update.vector == REDUCED else self._exchange.owned_among(size)
 
     def gather_weights(self, iteration: int) -> None:
         """Hand out what this rank owns of the weights and fetch the rest: on all ranks, before they compute.

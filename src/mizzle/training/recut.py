@@ -7,6 +7,7 @@ do in Universal Checkpointing, Lian et al. 2024, https://arxiv.org/abs/2406.1882
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -60,6 +61,46 @@ def within(ranges: Sequence[Slice], whole: Slice) -> list[Slice]:
     return [one for one in cut if one.start < one.stop]
 
 
+def common(one: Sequence[Slice], other: Sequence[Slice]) -> list[Slice]:
+    """The elements that lie in both of two lists of ascending ranges, as ascending ranges."""
+    starts = [0]
+    for have in one:
+        starts.append(starts[-1] + len(have))
+    found = []
+    for lap in overlaps(one, other):
+        number = bisect_right(starts, lap.have) - 1
+        start = one[number].start + lap.have - starts[number]
+        found.append(Slice(start, start + lap.length))
+    return found
+
+
+def part_of(state: State, wanted: Sequence[Slice]) -> State:
+    """What a state has of some ranges, as a state by itself; what is the same on all ranks is in it too."""
+    return recut([state], common(owned_of(state), wanted))
+
+
+def needed(then: Sequence[Sequence[Slice]], now: Sequence[Sequence[Slice]]) -> list[list[int]]:
+    """Whose states each rank of today needs: the one that fits as it is, else all that have some of its elements.
+
+    Args:
+        then: the ranges of every rank that left a state.
+        now: those of every rank of today.
+    """
+    return [_needed(then, wanted, rank) for rank, wanted in enumerate(now)]
+
+
+def _needed(then: Sequence[Sequence[Slice]], wanted: Sequence[Slice], rank: int) -> list[int]:
+    fitting = [of for of, owned in enumerate(then) if list(owned) == list(wanted)]
+    if fitting:
+        return [rank if rank in fitting else fitting[rank % len(fitting)]]
+    return [of for of, owned in enumerate(then) if any(overlaps(owned, wanted))]
+
+
+def owned_of(state: State) -> list[Slice]:
+    """The ranges that a state has."""
+    return [Slice(start, stop) for start, stop in state[1][OWNED]]
+
+
 def recut(states: Sequence[State], owned: Sequence[Slice]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     """The state that a rank with these ranges would have left at the boundary where the given ones were left.
 
@@ -88,7 +129,7 @@ def _assembled(name: str, states: Sequence[State], want: Sequence[Slice], whole:
     into = torch.empty(sum(map(len, want)), dtype=states[0][0][name].dtype)
     got = 0
     for tensors, scalars in states:
-        have = within([Slice(start, stop) for start, stop in scalars[OWNED]], whole)
+        have = within(owned_of((tensors, scalars)), whole)
         for one in overlaps(have, want):
             into[one.want : one.want + one.length] = tensors[name][one.have : one.have + one.length]
             got += one.length

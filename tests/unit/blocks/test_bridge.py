@@ -74,7 +74,7 @@ def connected(directory: Path) -> Iterator[tuple[Bridge, BridgeClient]]:
 def store(client: BridgeClient) -> TransferStore:
     control = MappedRegion(CONTROL, "", 0, 0, memoryview(bytearray(control_bytes(2))))
     arena = BridgeArena([control], lambda *_: (0, ""), Path("/"))
-    membership = Membership(RUN, 0, 0, (Peer(0, "id", ""), Peer(1, "id", "")))
+    membership = Membership(RUN, 0, 0, (Peer(0, "id", "", "a"), Peer(1, "id", "", "b")))
     return TransferStore(client, arena, membership, TIMEOUT_S)
 
 

@@ -15,7 +15,7 @@ from mizzle.errors import ArenaError, PeerLost
 
 def membership(path: str, host_id: str = "here") -> Membership:
     """Seen from rank 0: rank 1 has its control region at ``path``."""
-    return Membership("0" * 32, 0, 0, (Peer(0, "here", "/own"), Peer(1, host_id, path)))
+    return Membership("0" * 32, 0, 0, (Peer(0, "here", "/own", "a"), Peer(1, host_id, path, "b")))
 
 
 def test_peers_of_this_host_share_memory_and_others_do_not() -> None:

@@ -14,7 +14,7 @@ from harness import memory_stores, outcomes
 from mizzle.blocks.memory import MemoryStore
 from mizzle.blocks.store import BlockStore
 from mizzle.collectives import Communicator, Exchange, ExchangeLayout, Node, Wire
-from mizzle.collectives.exchange import MAX_SHARE_BYTES
+from mizzle.collectives.handover import MAX_SHARE_BYTES
 from mizzle.collectives.signature import Signature, check_agree, shape_of, shape_text, unpack
 from mizzle.errors import CollectiveMismatch, CollectiveTimeout, ConfigError, PeerLost
 

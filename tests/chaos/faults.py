@@ -1,0 +1,166 @@
+"""Faults that strike where a training stands at that moment: real signals, sent by the rank that is the victim.
+
+A `Faulty` model carries its fault to the executors by value, and puts it into mizzle's own code there, in the process
+of the rank: so nothing of it is in the product.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from pyspark import cloudpickle
+from torch import nn
+
+from unit.training.runs import Mlp
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
+
+POINTS = {
+    "forward": ("torch.nn.modules.module", "Module.__call__"),
+    "backward": ("torch", "Tensor.backward"),
+    "publish": ("mizzle.collectives.exchange", "Exchange.publish"),
+    "reduce": ("mizzle.collectives.exchange", "Exchange.reduce"),
+    "add": ("mizzle.collectives.combine", "TreeCombiner.combine"),
+    "update": ("mizzle.training.update", "ShardedUpdate.before_gather"),
+    "gather": ("mizzle.collectives.exchange", "Exchange.gather"),
+    "keep": ("mizzle.spark.boundary", "Keeper.keep"),
+    "copy": ("mizzle.collectives.handover", "Handover.hand_over"),
+    "label": ("mizzle.spark.worker", "RankContext.set_label"),
+    "collect": ("mizzle.spark.boundary", "Keeper.collect"),
+}
+"""Where a fault may strike: (module, function) of what is called there."""
+
+
+def executor_pid() -> int:
+    """The process of the executor that this rank belongs to, on this machine: known by its directory, no other's."""
+    mine = os.environ["SPARK_LOCAL_DIRS"]
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+                settings = (entry / "environ").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            named = [one.partition(b"=")[2].decode() for one in settings if one.startswith(b"SPARK_EXECUTOR_DIRS=")]
+            if b"--executor-id" in words and any(mine.startswith(name) for name in named if name):
+                return int(entry.name)
+    raise AssertionError(f"no executor has the directory {mine}")
+
+
+def kill_executor() -> None:
+    """SIGKILL for the JVM; this process ends as its bridge does."""
+    os.kill(executor_pid(), signal.SIGKILL)
+    signal.pause()
+
+
+def kill_rank() -> None:
+    """SIGKILL for this process."""
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def crash_rank() -> None:
+    """A null pointer is followed."""
+    ctypes.string_at(0)
+
+
+def exit_rank() -> None:
+    """User code ends the process behind Python's back."""
+    os._exit(3)
+
+
+ACTIONS: dict[str, Callable[[], None]] = {
+    "kill_executor": kill_executor, "kill_rank": kill_rank, "crash_rank": crash_rank, "exit_rank": exit_rank,
+}  # fmt: skip
+
+
+@dataclass
+class Fault:
+    """One fault, or several behind each other.
+
+    Attributes:
+        point: of `POINTS`.
+        call: strikes at that call, counted from 1 in each process.
+        action: of `ACTIONS`.
+        after: whether it strikes when the call is done.
+        ledger: directory with a file for every fault that has struck.
+        times: how often it strikes in all.
+    """
+
+    point: str
+    call: int
+    action: str
+    ledger: Path
+    after: bool = False
+    times: int = 1
+    _calls: int = field(default=0, repr=False)
+
+    def arm(self) -> None:
+        """Put it into this process."""
+        module, path = POINTS[self.point]
+        owner: Any = importlib.import_module(module)
+        *parents, name = path.split(".")
+        for parent in parents:
+            owner = getattr(owner, parent)
+        original = getattr(owner, name)
+
+        def struck(*args: Any, **kwargs: Any) -> Any:
+            self._calls += 1
+            strikes = self._calls == self.call
+            if strikes and not self.after:
+                self.strike()
+            found = original(*args, **kwargs)
+            if strikes and self.after:
+                self.strike()
+            return found
+
+        setattr(owner, name, struck)
+
+    def strike(self) -> None:
+        """Do it, if it is still to be done."""
+        for number in range(self.times):
+            try:
+                (self.ledger / f"{self.point}.{self.action}.{number}").touch(exist_ok=False)
+            except FileExistsError:
+                continue
+            ACTIONS[self.action]()
+
+
+class Faulty(Mlp):
+    """A model that brings a fault along. It is armed where it is unpickled on an executor."""
+
+    def __init__(self, fault: Fault | None, **how: Any) -> None:
+        super().__init__(**how)
+        self.fault = fault
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        if self.fault is not None and "SPARK_LOCAL_DIRS" in os.environ:
+            arm_once(self.fault)
+
+
+def arm_once(fault: Fault) -> None:
+    """A resident may build its rank again: the fault is in the process already, or is another run's."""
+    armed = vars(nn).setdefault("mizzle_faults", {})
+    key = str(fault.ledger)
+    if key not in armed:
+        armed[key] = fault
+        fault.arm()
+
+
+def struck(ledger: Path) -> list[str]:
+    """The faults that have struck."""
+    return sorted(path.name for path in ledger.iterdir())
+
+
+def bits(state: dict[str, torch.Tensor]) -> dict[str, bytes]:
+    """A model's state, to be compared."""
+    return {name: value.numpy().tobytes() for name, value in state.items()}

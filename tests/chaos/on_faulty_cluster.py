@@ -1,0 +1,101 @@
+"""Started by test_faults: fits on separate executors that are struck by faults; what came of each goes to a file."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+import time
+import traceback
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from pyspark.sql import SparkSession
+
+from chaos.faults import Fault, Faulty, bits, struck
+from cluster.trainings import fit
+from mizzle.spark.runner import GroupRun, GroupRunner
+from mizzle.spark.session import session
+from unit.training.runs import Training, digits
+
+ITERATIONS, GROUP = 24, 4
+
+
+def adam(groups: list[dict[str, object]]) -> Any:
+    """An optimizer with state."""
+    from torch.optim import Adam
+
+    return Adam(groups, lr=0.01)
+
+
+class Watch:
+    """When groups were done, and by how many ranks."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+        self.ends: list[float] = []
+        done = GroupRunner._run_once
+
+        def run_once(runner: GroupRunner, title: str, pickled: bytes) -> GroupRun:
+            found = done(runner, title, pickled)
+            self.sizes.append(len(found.results))
+            self.ends.append(time.time())
+            return found
+
+        GroupRunner._run_once = run_once  # type: ignore[method-assign, assignment]
+
+    def clear(self) -> None:
+        self.sizes.clear()
+        self.ends.clear()
+
+
+def played(spark: SparkSession, fault: Fault | None, layout: dict[str, Any], watch: Watch) -> dict[str, Any]:
+    """One fit, and what came of it."""
+    watch.clear()
+    training = Training(partial(Faulty, fault, dropout=0.2, norm=True), digits(), adam)
+    begun = time.time()
+    try:
+        result = fit(spark, training, run=layout | {"group_size": GROUP}, max_iterations=ITERATIONS)
+    except Exception as error:  # noqa: BLE001 - the test judges it
+        return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+    hit = sorted(path.stat().st_mtime for path in fault.ledger.iterdir()) if fault else []
+    resumed = [end - hit[-1] for end in watch.ends if hit and end > hit[-1]]
+    return {
+        "losses": result.history.losses,
+        "model": {name: value.hex() for name, value in bits(result.model.state_dict()).items()},
+        "sizes": list(watch.sizes),
+        "struck": struck(fault.ledger) if fault else [],
+        "resume_s": resumed[0] if resumed else None,
+        "wall_s": time.time() - begun,
+    }
+
+
+def main(home: Path) -> None:
+    """Play the scenes that the test has written down."""
+    logging.basicConfig(level=logging.INFO, filename=home / "driver.log")
+    scenes: list[dict[str, Any]] = json.loads((home / "scenes.json").read_text())
+    quiet = {
+        "spark.ui.enabled": "false",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.log.level": "WARN",
+        "spark.driver.bindAddress": "127.0.0.1",
+        "spark.driver.host": "127.0.0.1",
+        "spark.local.dir": str(home / "local"),
+        "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
+    }
+    spark = session(scenes[0]["master"], app_name="mizzle tests", conf=quiet)
+    watch, found = Watch(), []
+    for number, scene in enumerate(scenes):
+        ledger = home / f"ledger{number}"
+        ledger.mkdir()
+        fault = Fault(ledger=ledger, **scene["fault"]) if scene.get("fault") else None
+        layout = {name: tuple(value) if isinstance(value, list) else value for name, value in scene["layout"].items()}
+        found.append(played(spark, fault, layout, watch))
+        (home / "found.json").write_text(json.dumps(found))
+    spark.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
