@@ -62,6 +62,11 @@ def kill_executor() -> None:
     signal.pause()
 
 
+def stop_executor() -> None:
+    """SIGSTOP for the JVM: it says nothing any more, and its connections stay open. This process lives on."""
+    os.kill(executor_pid(), signal.SIGSTOP)
+
+
 def kill_rank() -> None:
     """SIGKILL for this process."""
     os.kill(os.getpid(), signal.SIGKILL)
@@ -78,7 +83,7 @@ def exit_rank() -> None:
 
 
 ACTIONS: dict[str, Callable[[], None]] = {
-    "kill_executor": kill_executor, "kill_rank": kill_rank, "crash_rank": crash_rank, "exit_rank": exit_rank,
+    "kill_executor": kill_executor, "stop_executor": stop_executor, "kill_rank": kill_rank, "crash_rank": crash_rank, "exit_rank": exit_rank,
 }  # fmt: skip
 
 

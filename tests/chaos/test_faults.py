@@ -35,6 +35,9 @@ SCENES: dict[str, dict[str, Any]] = {
     "executor killed with copies given": {
         "layout": RANKS, "fault": {"point": "copy", "call": 2, "action": "kill_executor", "after": True},
     },
+    "executor stopped in reduce": {
+        "layout": FEWER, "fault": {"point": "reduce", "call": 8, "action": "stop_executor"},
+    },
     "two executors killed, one behind the other": {
         "layout": FEWER, "fault": {"point": "reduce", "call": 14, "action": "kill_executor", "times": 2},
     },

@@ -10,6 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mizzle.cli.bench_recovery import recovery
 from mizzle.cli.bench_scheduling import scheduling
 from mizzle.cli.bench_training import training
 from mizzle.cli.listed import listed, one_of
@@ -30,6 +31,7 @@ _MB = 10**6
 bench = typer.Typer(no_args_is_help=True, help="Measure mizzle beside others.")
 bench.command()(scheduling)
 bench.command()(training)
+bench.command()(recovery)
 
 
 @bench.command()

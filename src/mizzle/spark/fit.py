@@ -120,6 +120,7 @@ def run_fit(
         of_all = [(rank, one.trace) for rank, one in enumerate(finished)]
         wanted = [(0, finished[0].model), (0, finished[0].log), *of_all]
         model, log, *traces = runner.fetch([(rank, memory) for rank, memory in wanted if memory is not None])
+    history.faults.extend(runner.faults)
     history.complete(LossLog.unpack(log), plan.spec.order())
     most = max((one.memory_bytes for one in finished), key=lambda held: sum(held.values()))
     return Fitted(safetensors.torch.load(model), history, most, dict(enumerate(map(read_trace, traces))))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Container, Sequence
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import MizzleError, PeerLost, Recoverable
+from mizzle.training.history import FaultRecord
 
 _log = logging.getLogger(__name__)
 _MOST_OF_ONE = 3
@@ -21,33 +23,47 @@ _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 
 
 class Faults:
-    """The faults of a run since it last got on."""
+    """The faults of a run.
+
+    Attributes:
+        survived: those that the run is over.
+    """
 
     def __init__(self, run: str) -> None:
         """None so far."""
+        self.survived: list[FaultRecord] = []
         self._run = run
         self._named: Counter[int] = Counter()
+        self._noticed: tuple[str, float] | None = None
 
-    def forget(self) -> None:
-        """The run has got on."""
-        self._named.clear()
+    def notice(self, cause: str) -> None:
+        """One has come to light."""
+        _log.warning("run=%s %s", self._run[:4], cause)
+        if self._noticed is None:
+            self._noticed = cause, time.time()
 
-    def note(self, error: Recoverable, what: str) -> None:
-        """Count one.
-
-        Args:
-            error: what happened.
-            what: was under way, for the log.
+    def count(self, error: Recoverable) -> None:
+        """Make sure that running it again may help.
 
         Raises:
-            MizzleError: ``error`` itself, when running it again has not helped.
+            MizzleError: ``error`` itself: it has not helped.
         """
         rank = error.rank if isinstance(error, PeerLost) else -1
         self._named[rank] += 1
         if (rank >= 0 and self._named[rank] >= _MOST_OF_ONE) or self._named.total() >= _MOST:
             error.add_note(f"it was tried {self._named.total()} times from the same boundary")
             raise error
-        _log.warning("run=%s %s is run again from its boundary: %s", self._run[:4], what, error)
+
+    def over(self, boundary: int, ranks: int) -> None:
+        """What was ordered is done, by that many ranks."""
+        if self._noticed is not None:
+            cause, noticed_at = self._noticed
+            self._noticed = None
+            self.survived.append(FaultRecord(boundary, cause, ranks, noticed_at, time.time()))
+
+    def forget(self) -> None:
+        """There is a new boundary."""
+        self._named.clear()
 
 
 class Retries:

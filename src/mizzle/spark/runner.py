@@ -32,6 +32,7 @@ from mizzle.spark.orders import Committed, JoinTerms
 from mizzle.spark.outcome import Failure, Outcome, raise_cause
 from mizzle.spark.placement import drain, here, placed
 from mizzle.spark.recovery import Faults, Retries, await_verdict
+from mizzle.training.history import FaultRecord
 
 _log = logging.getLogger(__name__)
 _PIECE_BYTES = 8 * 1024 * 1024
@@ -164,14 +165,17 @@ class GroupRunner:
             try:
                 if self._prepared is None:
                     self._settle()
-                return self._run_once(title, pickled)
+                done = self._run_once(title, pickled)
+                self._faults.over(self._since.iteration, self._size)
+                return done  # noqa: TRY300 - a loop that ends here
             except Misplaced as error:
                 self._prepared = None
                 _log.info("run=%s %s: is started again: %s", self.run[:4], title, error)
                 retries.pause_or_raise(error)
             except Recoverable as error:
                 self._prepared = None
-                self._faults.note(error, title)
+                self._faults.notice(f"{title}: {error}")
+                self._faults.count(error)
                 await_verdict(self._silent, self._driver.hosts)
             except BaseException:
                 self._prepared = None
@@ -182,6 +186,11 @@ class GroupRunner:
         if boundary > self._since.iteration:
             self._since = Committed(boundary, self._generation, len(self._executors))
             self._faults.forget()
+
+    @property
+    def faults(self) -> list[FaultRecord]:
+        """The faults that the run has survived so far."""
+        return self._faults.survived
 
     def fetch(self, wanted: Sequence[tuple[int, Memory]]) -> list[bytes]:
         """What ranks left in their arenas, by tasks on the executor of each; however large, no heap has to hold much.
@@ -285,6 +294,9 @@ class GroupRunner:
         told = [result for result in found if result.status is not TaskStatus.MISSING]
         outcomes = [_outcome(result) for result in told]
         raise_cause(outcomes)
+        if self._silent:
+            rank = self._executors.index(self._silent[0])
+            raise PeerLost(rank, f"executor {self._silent[0]} hangs, or is cut off: nothing was heard of it for long")
         outcomes.sort(key=lambda outcome: outcome.rank)
         return GroupRun(
             [outcome.result() for outcome in outcomes], [outcome.span_s for outcome in outcomes], wall_s, cpu_s
@@ -304,7 +316,8 @@ class GroupRunner:
         lost = [rank for rank, executor in enumerate(self._executors) if executor not in hosts]
         if self._restaff is not None:
             if lost or self._restaff.wants(hosts):
-                _log.info("run=%s lost the executors of ranks %s, if any", self.run[:4], lost)
+                if lost:
+                    self._faults.notice(f"the executors of ranks {lost} are gone")
                 self._hire(self._jobs.run("deals shards to other executors", self._restaff.replace))
         elif lost:
             raise StateLost(f"executor {self._executors[lost[0]]}, which had the rows of rank {lost[0]}, is gone")

@@ -50,8 +50,8 @@ class TrainingResult:
         model: the trained model, in eval mode, on the driver; a copy, the one given to the Trainer is untouched.
         history: loss of every iteration, epochs, evaluations, groups, where the time went.
         report: how it was run: ranks, shards, rows, iterations, groups, group size, transport, whether it was stopped
-            early, wall seconds, the share of the exchange that was hidden behind compute, and the memory in bytes, by
-            purpose, of the rank that held most, beside the activations of its model.
+            early, faults survived, wall seconds, the share of the exchange that was hidden behind compute, and the
+            memory in bytes, by purpose, of the rank that held most, beside the activations of its model.
     """
 
     model: torch.nn.Module
@@ -250,7 +250,8 @@ class Trainer:
             "skipped_rows": plan.rows.num_skipped, "iterations": history.iterations, "groups": len(history.groups),
             "group_size": self._run.group_size, "transport": self._run.transport,
             "stopped_early": history.iterations < plan.triggers.num_iterations,
-            "hidden_fraction": history.time.hidden_fraction, "memory_bytes": dict(fitted.memory_bytes),
+            "faults": len(history.faults), "hidden_fraction": history.time.hidden_fraction,
+            "memory_bytes": dict(fitted.memory_bytes),
         }  # fmt: skip
 
     def _rehearsed(self, spec: TrainingSpec, checked: CheckedFrame, total: int, *, evaluate: bool) -> bytes:

@@ -138,6 +138,25 @@ class GroupRecord:
         return max(0.0, self.wall_s - self.compute_s - self.exchange_s - self.update_s - self.evaluate_s)
 
 
+@dataclass(frozen=True, slots=True)
+class FaultRecord:
+    """One fault of the cluster that the run survived, or several that came before it was over the first.
+
+    Attributes:
+        boundary: iterations done at the boundary that the run went on from.
+        cause: what was seen first.
+        ranks: that went on.
+        noticed_at: when the driver knew of it, seconds since the epoch.
+        resumed_at: when the first group after it was done.
+    """
+
+    boundary: int
+    cause: str
+    ranks: int
+    noticed_at: float
+    resumed_at: float
+
+
 @dataclass(slots=True)
 class TrainingHistory:
     """A training: group by group while it runs, iteration by iteration when it is over.
@@ -149,6 +168,7 @@ class TrainingHistory:
         time: where the time went.
         groups: one for each group.
         evaluations: on the validation rows, in their order.
+        faults: that the run survived; filled at the end.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -157,6 +177,7 @@ class TrainingHistory:
     time: TimeSplit = field(default_factory=TimeSplit)
     groups: list[GroupRecord] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
+    faults: list[FaultRecord] = field(default_factory=list)
 
     @property
     def iterations(self) -> int:

@@ -61,8 +61,8 @@ final class DriverLink {
   /** What the driver knows of some runs: those that have ended, and the newest generation of others. */
   record Leases(Set<String> ended, Map<String, Integer> newest) {}
 
-  Leases leases(Set<String> runs) throws BridgeException {
-    Frame.Builder out = new Frame.Builder().u32(runs.size());
+  Leases leases(String executorId, Set<String> runs) throws BridgeException {
+    Frame.Builder out = new Frame.Builder().string(executorId).u32(runs.size());
     runs.forEach(out::string);
     Frame in = new Frame(0, 0, ByteBuffer.wrap(ask(DriverSide.LEASE, out.body())));
     Set<String> ended = new HashSet<>();

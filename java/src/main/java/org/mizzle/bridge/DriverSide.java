@@ -9,6 +9,7 @@ import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
 import java.util.Set;
+import java.util.TreeSet;
 import java.util.concurrent.atomic.LongAdder;
 import org.apache.spark.SparkContext;
 import org.apache.spark.api.plugin.DriverPlugin;
@@ -31,10 +32,15 @@ public final class DriverSide implements DriverPlugin {
   static final int WITHDRAW = 4;
   static final int SUPERFLUOUS = 5;
 
+  /** How long a bridge that holds ranks may be silent before its executor counts as hung. */
+  private static final String VERDICT = "spark.mizzle.verdict";
+
   /** The one of this application: SparkContext is a singleton, and py4j needs a static way in. */
   private static volatile DriverSide current;
 
-  private final Rendezvous rendezvous = new Rendezvous(() -> System.nanoTime() / 1_000_000);
+  private final Rendezvous rendezvous = new Rendezvous(DriverSide::nowMs);
+  private Pulse pulse = new Pulse(DriverSide::nowMs, 10_000);
+  private SparkContext context;
   /** By executor; of those that Spark has not removed. */
   private final Map<String, String> bridges = new LinkedHashMap<>();
   /** By run, where the ranks of its newest generation of residents are; guarded by bridges. */
@@ -52,6 +58,8 @@ public final class DriverSide implements DriverPlugin {
 
   @Override
   public Map<String, String> init(SparkContext context, PluginContext plugin) {
+    this.context = context;
+    pulse = new Pulse(DriverSide::nowMs, context.conf().getTimeAsMs(VERDICT, "9s"));
     current = this;
     context.addSparkListener(listener());
     return Map.of();
@@ -65,6 +73,7 @@ public final class DriverSide implements DriverPlugin {
         synchronized (bridges) {
           bridges.remove(removed.executorId());
         }
+        pulse.gone(removed.executorId());
       }
 
       @Override
@@ -102,10 +111,16 @@ public final class DriverSide implements DriverPlugin {
     }
   }
 
+  private static long nowMs() {
+    return System.nanoTime() / 1_000_000;
+  }
+
   private byte[] hello(Frame in) {
+    String executorId = in.string();
     synchronized (bridges) {
-      bridges.put(in.string(), in.string());
+      bridges.put(executorId, in.string());
     }
+    pulse.heard(executorId);
     return new byte[0];
   }
 
@@ -122,6 +137,7 @@ public final class DriverSide implements DriverPlugin {
   }
 
   private byte[] lease(Frame in) {
+    pulse.heard(in.string());
     Set<String> asked = new HashSet<>();
     int count = in.body.getInt();
     for (int i = 0; i < count; i++) {
@@ -144,6 +160,7 @@ public final class DriverSide implements DriverPlugin {
   /** Within a second every bridge drops all that it holds of this run. */
   public void end(String run) {
     rendezvous.end(run);
+    pulse.end(run);
     synchronized (bridges) {
       generations.remove(run);
     }
@@ -154,12 +171,29 @@ public final class DriverSide implements DriverPlugin {
     synchronized (bridges) {
       generations.put(run, new Generation(generation, List.copyOf(executorIds)));
     }
+    pulse.expect(run, executorIds);
   }
 
-  /** One line a living executor whose bridge has reported: "executor id TAB description". */
-  public String[] bridges() {
+  /** The executors of a run's newest generation that have fallen silent. */
+  Set<String> hung(String run) {
+    Set<String> hung = new TreeSet<>(pulse.silent());
     synchronized (bridges) {
-      return bridges.entrySet().stream().map(e -> e.getKey() + "\t" + e.getValue())
+      Generation newest = generations.get(run);
+      hung.retainAll(newest == null ? Set.of() : newest.executorIds);
+    }
+    return hung;
+  }
+
+  /** Has Spark end an executor that hangs, and start another one in its place. */
+  void replace(String executorId) {
+    context.killAndReplaceExecutor(executorId);
+  }
+
+  /** One line a living executor whose bridge has reported and is not silent: "executor id TAB description". */
+  public String[] bridges() {
+    Set<String> silent = pulse.silent();
+    synchronized (bridges) {
+      return bridges.entrySet().stream().filter(e -> !silent.contains(e.getKey())).map(e -> e.getKey() + "\t" + e.getValue())
           .toArray(String[]::new);
     }
   }

@@ -2,8 +2,11 @@ package org.mizzle.bridge;
 
 import java.util.ArrayList;
 import java.util.List;
+import java.util.Set;
 import java.util.UUID;
+import java.util.concurrent.Future;
 import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.TimeUnit;
 import java.util.stream.IntStream;
 import org.apache.spark.SparkContext;
 import scala.collection.immutable.Seq;
@@ -17,6 +20,7 @@ public final class GroupJobs {
   private static final String FAILING = "spark.mizzle.groupFailing";
   /** By this the exception of a job that was cancelled here is known from any other. */
   static final String REASON = "a rank of the group is missing or has failed";
+  private static final long WATCH_MS = 500;
   /** Posts cancellations: never blocks. */
   private static final ScheduledExecutorService TIMER = Threads.scheduler("mizzle-groups");
 
@@ -40,7 +44,7 @@ public final class GroupJobs {
    * Runs one group, with the calling thread's local properties, and returns what became of each
    * task: u16 count, then for each u32 length and the bytes of its result. Once a task has found
    * nobody to do its part, or a process has died, the others are cancelled, and a moment after a
-   * rank has failed too; those that had no result by then have length 0. Whatever else ends the job
+   * rank has failed too, or an executor hangs; those that had no result by then have length 0. Whatever else ends the job
    * is thrown, a cancellation by anybody else too.
    */
   public static byte[] run(GroupRdd ranks, long group, byte[] order) {
@@ -50,8 +54,11 @@ public final class GroupJobs {
     // Not named like the tags of runs: it is nobody else's to look for.
     String tag = "one-group-" + UUID.randomUUID();
     context.addJobTag(tag);
+    Future<?> watch = null;
     try (GroupResults results = new GroupResults(count, TIMER, failingMs,
         () -> context.cancelJobsWithTag(tag, REASON))) {
+      watch = TIMER.scheduleWithFixedDelay(
+          () -> endHung(ranks.run, results), WATCH_MS, WATCH_MS, TimeUnit.MILLISECONDS);
       try {
         context.runJob(ranks, new GroupWork(ranks.run, ranks.generation, group, order), all(count),
             (index, result) -> {
@@ -66,7 +73,20 @@ public final class GroupJobs {
       }
       return results.together();
     } finally {
+      if (watch != null) {
+        watch.cancel(false);
+      }
       context.removeJobTag(tag);
+    }
+  }
+
+  /** Gives the group up when an executor hangs: its peers would wait for their whole deadline. */
+  private static void endHung(String run, GroupResults results) {
+    DriverSide driver = DriverSide.current();
+    Set<String> hung = driver == null ? Set.of() : driver.hung(run);
+    if (!hung.isEmpty()) {
+      results.giveUp();
+      hung.forEach(driver::replace);
     }
   }
 

@@ -40,6 +40,11 @@ final class GroupResults implements AutoCloseable {
     }
   }
 
+  /** Who has said nothing yet will not: the rest is cancelled. */
+  synchronized void giveUp() {
+    cancel();
+  }
+
   private synchronized void cancel() {
     if (!isCancelled && !isClosed) {
       isCancelled = true;

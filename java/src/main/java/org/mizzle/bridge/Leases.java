@@ -11,8 +11,8 @@ import org.slf4j.LoggerFactory;
 
 /**
  * Asks the driver again and again which runs have ended, or have come to another generation, and
- * lets go of all that this executor holds of them. Before that it tells the driver that the bridge
- * is there. It has the one thread that waits for the driver's answers.
+ * lets go of all that this executor holds of them; so the driver hears that the executor is not
+ * hung. Before that it tells the driver that the bridge is there. It has the one thread that waits for the driver's answers.
  */
 final class Leases implements Closeable {
   private static final Logger LOG = LoggerFactory.getLogger(Leases.class);
@@ -75,7 +75,7 @@ final class Leases implements Closeable {
       known.addAll(folders.runs());
       known.addAll(bridge.residents().runs());
       if (!known.isEmpty()) {
-        take(bridge.driver().leases(known));
+        take(bridge.driver().leases(bridge.blocks().executorId(), known));
       }
     } catch (BridgeException | IOException | RuntimeException e) {
       // Whatever it was: an exception that left this method would end the renewals for good.

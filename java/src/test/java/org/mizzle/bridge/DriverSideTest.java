@@ -82,8 +82,8 @@ final class DriverSideTest {
 
   void leasesAreCountedApart() {
     hello("1");
-    driver.receive(new Frame.Builder().u8(DriverSide.LEASE).u32(0).body());
-    driver.receive(new Frame.Builder().u8(DriverSide.LEASE).u32(0).body());
+    driver.receive(new Frame.Builder().u8(DriverSide.LEASE).string("1").u32(0).body());
+    driver.receive(new Frame.Builder().u8(DriverSide.LEASE).string("1").u32(0).body());
     equal(1L, driver.messages());
     equal(2L, driver.leases());
     RunTests.check(driver.cpuNs() > 0, "this process has used some time");
