@@ -83,8 +83,8 @@ def exit_rank() -> None:
 
 
 ACTIONS: dict[str, Callable[[], None]] = {
-    "kill_executor": kill_executor, "stop_executor": stop_executor, "kill_rank": kill_rank, "crash_rank": crash_rank, "exit_rank": exit_rank,
-}  # fmt: skip
+    action.__name__: action for action in (kill_executor, stop_executor, kill_rank, crash_rank, exit_rank)
+}
 
 
 @dataclass

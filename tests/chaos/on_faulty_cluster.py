@@ -12,13 +12,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
+import mizzle
 from chaos.faults import Fault, Faulty, bits, struck
-from cluster.trainings import fit
+from cluster.trainings import fit, frame
 from mizzle.spark.runner import GroupRun, GroupRunner
 from mizzle.spark.session import session
 from unit.training.runs import Training, digits
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
 ITERATIONS, GROUP = 24, 4
 
@@ -72,9 +77,40 @@ def played(spark: SparkSession, fault: Fault | None, layout: dict[str, Any], wat
     }
 
 
+class Step:
+    """A computation whose state is a sum over all iterations and ranks' rows; one rank strikes in the middle."""
+
+    def __init__(self, fault: Fault | None) -> None:
+        self.fault = fault
+
+    def __call__(self, context: Any, batch: Any) -> dict[str, float]:
+        if self.fault is not None and context.iteration == 13 and context.rank == 1:
+            self.fault.strike()
+        mine = np.array([float(sum(batch["y"].to_pylist())) + context.iteration, 1.0])
+        context.state = context.state + context.all_reduce(mine)
+        return {"total": float(context.state[0])}
+
+
+def iterated(spark: SparkSession, fault: Fault | None, watch: Watch) -> dict[str, Any]:
+    """One iterative job, and what came of it."""
+    watch.clear()
+    data = frame(spark, digits())
+    try:
+        result = mizzle.iterate(
+            data, Step(fault), iterations=ITERATIONS, ranks=3, group_size=GROUP, state=np.zeros(2),
+            finish=lambda context, _batch: context.state.tolist(),
+        )  # fmt: skip
+    except Exception as error:  # noqa: BLE001 - the test judges it
+        return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+    return {
+        "losses": result.metrics["total"], "model": result.values, "sizes": list(watch.sizes),
+        "struck": struck(fault.ledger) if fault else [],
+    }  # fmt: skip
+
+
 def main(home: Path) -> None:
     """Play the scenes that the test has written down."""
-    logging.basicConfig(level=logging.INFO, filename=home / "driver.log")
+    logging.basicConfig(level=logging.INFO, filename=home / "driver.log", format="%(asctime)s %(name)s %(message)s")
     scenes: list[dict[str, Any]] = json.loads((home / "scenes.json").read_text())
     quiet = {
         "spark.ui.enabled": "false",
@@ -92,7 +128,7 @@ def main(home: Path) -> None:
         ledger.mkdir()
         fault = Fault(ledger=ledger, **scene["fault"]) if scene.get("fault") else None
         layout = {name: tuple(value) if isinstance(value, list) else value for name, value in scene["layout"].items()}
-        found.append(played(spark, fault, layout, watch))
+        found.append(iterated(spark, fault, watch) if scene.get("iterate") else played(spark, fault, layout, watch))
         (home / "found.json").write_text(json.dumps(found))
     spark.stop()
 

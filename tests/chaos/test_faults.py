@@ -42,6 +42,12 @@ SCENES: dict[str, dict[str, Any]] = {
         "layout": FEWER, "fault": {"point": "reduce", "call": 14, "action": "kill_executor", "times": 2},
     },
 }  # fmt: skip
+ITERATED: dict[str, dict[str, Any]] = {
+    "nothing, iterated": {"layout": {}, "iterate": True},
+    "executor killed in a step": {
+        "layout": {}, "iterate": True, "fault": {"point": "forward", "call": 0, "action": "kill_executor"},
+    },
+}  # fmt: skip
 
 
 def play(home: Path, scenes: Mapping[str, dict[str, Any]], timeout_s: float) -> dict[str, dict[str, Any]]:
@@ -60,10 +66,10 @@ def play(home: Path, scenes: Mapping[str, dict[str, Any]], timeout_s: float) -> 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What came of every scene."""
-    return play(tmp_path_factory.mktemp("chaos"), SCENES, 240)
+    return play(tmp_path_factory.mktemp("chaos"), SCENES | ITERATED, 420)
 
 
-@pytest.mark.timeout(300)
+@pytest.mark.timeout(480)
 @pytest.mark.parametrize("scene", SCENES)
 def test_the_result_is_that_of_a_run_without_a_fault(found: dict[str, dict[str, Any]], scene: str) -> None:
     outcome, nothing = found[scene], found["nothing"]
@@ -79,3 +85,12 @@ def test_the_result_is_that_of_a_run_without_a_fault(found: dict[str, dict[str, 
 )
 def test_the_run_goes_on_with_those_that_are_left(found: dict[str, dict[str, Any]], scene: str) -> None:
     assert min(found[scene]["sizes"]) < 3
+
+
+def test_an_iterated_computation_goes_on_with_every_ranks_state(found: dict[str, dict[str, Any]]) -> None:
+    outcome, nothing = found["executor killed in a step"], found["nothing, iterated"]
+    assert "error" not in nothing, nothing["trace"]
+    assert "error" not in outcome, outcome["trace"]
+    assert len(outcome["struck"]) == 1
+    assert outcome["losses"] == nothing["losses"]
+    assert outcome["model"] == nothing["model"]

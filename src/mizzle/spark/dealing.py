@@ -1,13 +1,13 @@
-"""Where the rows of a training lie: dealt to the ranks' executors at the start, and again as executors go and come."""
+"""Where the rows of a run lie: dealt to the ranks' executors at the start, and again as executors go and come."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from pyspark import SparkContext, cloudpickle
+from pyspark import SparkContext
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import ConfigError, Misplaced
@@ -17,78 +17,79 @@ from mizzle.spark.driver import DriverSide, num_executors, task_slots
 from mizzle.spark.placement import here
 from mizzle.spark.recovery import Retries
 from mizzle.spark.runner import Staff
-from mizzle.spark.train_task import TrainWork
 from mizzle.spark.validate import CheckedFrame
 
 _log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.05
 
+WorkOf = Callable[[tuple[tuple[int, ...], ...], Mapping[str, Mapping[int, str]]], bytes]
+
 
 class Dealing:
-    """The staff of a training: who holds which shards, on which executor. A `mizzle.spark.runner.Restaff`.
+    """The staff of a run: who holds which shards, on which executor. A `mizzle.spark.runner.Restaff`.
 
     Args:
         context: the driver's Spark context.
         driver: its half of the plugin.
         run: the run's id, begun.
-        work: what the ranks share; its shards and files are filled in here.
-        rows: the training rows.
-        held_out: the validation rows, or None.
+        frames: what is dealt, by the name of its files; nothing, where ranks have no rows.
+        work_of: (shards by rank, files by name and shard) -> the pickled work of these ranks.
         least: ranks without which the run waits for executors.
         most: ranks that are wanted.
         timeout_s: how long it waits.
     """
 
     def __init__(
-        self, context: SparkContext, driver: DriverSide, run: str, work: TrainWork, rows: CheckedFrame,
-        held_out: CheckedFrame | None, *, least: int, most: int, timeout_s: float,
+        self, context: SparkContext, driver: DriverSide, run: str, frames: Mapping[str, CheckedFrame], work_of: WorkOf,
+        *, least: int, most: int, timeout_s: float,
     ) -> None:  # fmt: skip
         """See the class."""
-        self._context, self._driver, self._run, self._work = context, driver, run, work
-        self._rows, self._held_out = rows, held_out
+        self._context, self._driver, self._run = context, driver, run
+        self._frames, self._work_of = frames, work_of
         self._least, self._most, self._timeout_s = least, most, timeout_s
-        self._num_shards = sum(map(len, work.shards_of_rank))
-        self._files: dict[str, dict[int, ShardInfo]] = {"shard": {}, "validation": {}}
+        self._num_shards = 0
+        self._files: dict[str, dict[int, ShardInfo]] = {name: {} for name in frames}
         self._seats: list[Seat] = []
 
-    def begin(self) -> Staff:
-        """Deal all rows; each rank is where Spark put its shards."""
-        shards_of_rank = self._work.shards_of_rank
-        self._deal("shard", self._rows, shards_of_rank)
-        if self._held_out is not None:
-            self._deal("validation", self._held_out, shards_of_rank)
-        at = self._files["shard"]
+    def begin(self, shards_of_rank: Sequence[tuple[int, ...]]) -> Staff:
+        """Deal all rows; each rank is where Spark put its shards, or, without rows, anywhere."""
+        self._num_shards = sum(map(len, shards_of_rank))
+        for name in self._frames:
+            self._deal(name, shards_of_rank)
+        if not self._frames:
+            self._seats = [Seat("", shards) for shards in shards_of_rank]
+            return replace(self._staff(), executors=())
+        at = next(iter(self._files.values()))
         self._seats = [Seat(at[shards[0]].executor_id, shards) for shards in shards_of_rank]
         return self._staff()
 
     def wants(self, hosts: Mapping[str, str]) -> bool:
-        """Whether others should go on from the next boundary: executors are gone, or there is room for more ranks."""
-        if any(seat.executor not in hosts for seat in self._seats):
-            return True
-        return len(self._seats) < self._most and len(reseat(self._seats, self._slots(hosts), self._most)) > len(
-            self._seats
-        )
+        """Whether there is room for more ranks."""
+        size = len(self._seats)
+        return size < self._most and len(reseat(self._seats, self._slots(hosts), self._most)) > size
 
-    def replace(self) -> Staff:
+    def replace(self, executors: Sequence[str]) -> Staff:
         """Seat the ranks on the executors there are, and deal what lies elsewhere to them.
+
+        Args:
+            executors: where the ranks were, by rank.
 
         Raises:
             ConfigError: there were too few executors all the time.
             Misplaced: tasks were never started where rows are wanted.
         """
+        self._seats = [replace(seat, executor=at) for seat, at in zip(self._seats, executors, strict=True)]
         hosts = self._living()
         seats = reseat(self._seats, self._slots(hosts), self._most)
+        _log.info("run=%s ranks=%d executors=%s", self._run[:4], len(seats), ",".join(seat.executor for seat in seats))
         wanted = {shard: seat.executor for seat in seats for shard in seat.shards}
-        moving = {shard: to for shard, to in wanted.items() if self._files["shard"][shard].executor_id != to}
-        _log.info(
-            "run=%s ranks=%d executors=%s shards_moved=%d", self._run[:4], len(seats),
-            ",".join(seat.executor for seat in seats), len(moving),
-        )  # fmt: skip
-        self._move("shard", self._rows, moving, hosts)
-        if self._held_out is not None:
-            files = self._files["validation"]
-            lost = {shard: to for shard, to in wanted.items() if files[shard].executor_id not in hosts}
-            self._move("validation", self._held_out, lost, hosts)
+        for number, (name, files) in enumerate(self._files.items()):
+            # Only the first are trained on, where their rank is; others may lie on any executor that lives.
+            moving = {
+                shard: to for shard, to in wanted.items()
+                if (files[shard].executor_id != to if number == 0 else files[shard].executor_id not in hosts)
+            }  # fmt: skip
+            self._move(name, moving, hosts)
         self._seats = seats
         return self._staff()
 
@@ -113,33 +114,28 @@ class Dealing:
         each = max(1, task_slots(self._context) // max(1, num_executors(self._context)))
         return dict.fromkeys(hosts, each)
 
-    def _move(self, name: str, rows: CheckedFrame, moving: Mapping[int, str], hosts: Mapping[str, str]) -> None:
+    def _move(self, name: str, moving: Mapping[int, str], hosts: Mapping[str, str]) -> None:
         """Deal some shards again, to given executors."""
         retries = Retries(self._timeout_s)
         left = dict(moving)
         while left:
             executors = sorted(set(left.values()))
             shards = [sorted(shard for shard, to in left.items() if to == executor) for executor in executors]
-            self._deal(name, rows, shards, [(hosts[executor], executor) for executor in executors])
+            self._deal(name, shards, [(hosts[executor], executor) for executor in executors])
             left = {shard: to for shard, to in left.items() if self._files[name][shard].executor_id != to}
             if left:
                 retries.pause_or_raise(Misplaced(f"shards {sorted(left)} were dealt to other executors than wanted"))
 
     def _deal(
-        self, name: str, rows: CheckedFrame, shards: Sequence[Sequence[int]],
-        locations: Sequence[tuple[str, str]] | None = None,
-    ) -> None:  # fmt: skip
+        self, name: str, shards: Sequence[Sequence[int]], locations: Sequence[tuple[str, str]] | None = None
+    ) -> None:
         infos = shard_dataframe(
-            rows, run=self._run, num_shards=self._num_shards, shards_of_rank=shards, locate=here, name=name,
-            locations=locations,
+            self._frames[name], run=self._run, num_shards=self._num_shards, shards_of_rank=shards, locate=here,
+            name=name, locations=locations,
         )  # fmt: skip
         self._files[name].update({info.shard: info for info in infos})
 
     def _staff(self) -> Staff:
         paths = {name: {shard: info.path for shard, info in files.items()} for name, files in self._files.items()}
-        work = replace(
-            self._work, shards_of_rank=tuple(seat.shards for seat in self._seats), paths=paths["shard"],
-            validation=paths["validation"],
-        )  # fmt: skip
-        pickled: bytes = cloudpickle.dumps(work)  # type: ignore[no-untyped-call]
-        return Staff(pickled, len(self._seats), tuple(seat.executor for seat in self._seats))
+        work = self._work_of(tuple(seat.shards for seat in self._seats), paths)
+        return Staff(work, len(self._seats), tuple(seat.executor for seat in self._seats))

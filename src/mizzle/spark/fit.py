@@ -8,7 +8,7 @@ from functools import partial
 
 import safetensors.torch
 import torch
-from pyspark import SparkContext
+from pyspark import SparkContext, cloudpickle
 
 from mizzle.config import RunConfig
 from mizzle.scheduling.plan import EPOCH_END, Group, Triggers
@@ -98,10 +98,12 @@ def run_fit(
         schedule: at its start.
         progress: is shown every group.
     """
+    frames = {"shard": plan.rows} | ({} if plan.held_out is None else {"validation": plan.held_out})
     dealing = Dealing(
-        context, driver, run, TrainWork(plan.packed, plan.shards_of_rank, {}, {}), plan.rows, plan.held_out,
-        least=plan.least_ranks, most=plan.most_ranks, timeout_s=plan.layout.timeout_s,
+        context, driver, run, frames, partial(_work_of, plan.packed), least=plan.least_ranks, most=plan.most_ranks,
+        timeout_s=plan.layout.timeout_s,
     )  # fmt: skip
+    staff = dealing.begin(plan.shards_of_rank)
     history, stopping = TrainingHistory(), plan.stop and StoppingState(plan.stop)
     sizer = sizer_for(plan.layout.group_size, TunerConfig(max_group_s=plan.layout.max_group_s))
 
@@ -109,7 +111,7 @@ def run_fit(
         return TrainOrder(group, tuple(schedule.ahead(group.size)), evaluate=plan.validates(group))
 
     largest = partial(schedule.fits, _ORDER_BYTES)
-    with GroupRunner(context, driver, run, plan.layout, dealing.begin(), restaff=dealing) as runner:
+    with GroupRunner(context, driver, run, plan.layout, staff, restaff=dealing) as runner:
         for played in play(runner, plan.triggers, sizer, order_of, GroupMetrics.unpack, largest):
             history.add_group(played.record, played.metrics)
             progress.update(history, played.record.rows, played.record.wall_s)
@@ -124,3 +126,11 @@ def run_fit(
     history.complete(LossLog.unpack(log), plan.spec.order())
     most = max((one.memory_bytes for one in finished), key=lambda held: sum(held.values()))
     return Fitted(safetensors.torch.load(model), history, most, dict(enumerate(map(read_trace, traces))))
+
+
+def _work_of(
+    packed: bytes, shards_of_rank: tuple[tuple[int, ...], ...], files: Mapping[str, Mapping[int, str]]
+) -> bytes:
+    work = TrainWork(packed, shards_of_rank, files["shard"], files.get("validation", {}))
+    pickled: bytes = cloudpickle.dumps(work)  # type: ignore[no-untyped-call]
+    return pickled

@@ -7,7 +7,9 @@ The driver speaks once per group of iterations; in between the ranks drive thems
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 from pyspark import RDD, SparkContext, cloudpickle
@@ -19,10 +21,10 @@ from mizzle.errors import ConfigError, TaskFailed
 from mizzle.scheduling.plan import Triggers
 from mizzle.scheduling.tuner import TunerConfig, sizer_for
 from mizzle.spark.course import Played, play
-from mizzle.spark.data import shard_dataframe
+from mizzle.spark.dealing import Dealing
 from mizzle.spark.driver import DriverSide, classic_context, default_ranks
 from mizzle.spark.groups import await_ranks, refuse_broadcasts, shipped
-from mizzle.spark.placement import here, neighbours
+from mizzle.spark.placement import neighbours
 from mizzle.spark.runner import GroupRunner, Staff
 from mizzle.spark.step import FinishSteps, StepContext, StepFunction, StepOrder, StepReport, StepWork
 from mizzle.spark.validate import check_dataframe
@@ -164,10 +166,9 @@ def _iterate(context: SparkContext, data: object, plan: _Plan) -> IterationResul
     driver, layout = DriverSide(context), plan.layout
     size = _ranks(context, driver, data, layout)
     rows = neighbours(data, size) if isinstance(data, RDD) else None
-    with (
-        driver.run() as run,
-        GroupRunner(context, driver, run, layout, _staff(data, run, size, plan), rows=rows) as runner,
-    ):
+    with driver.run() as run, ExitStack() as stack:
+        staff, dealing = _staffed(context, driver, data, run, size, plan)
+        runner = stack.enter_context(GroupRunner(context, driver, run, layout, staff, restaff=dealing, rows=rows))
         sizer = sizer_for(layout.group_size, TunerConfig(max_group_s=layout.max_group_s))
         groups = []
         for played in play(runner, plan.triggers, sizer, StepOrder, _metrics_of):
@@ -182,20 +183,28 @@ def _iterate(context: SparkContext, data: object, plan: _Plan) -> IterationResul
     return IterationResult(values, metrics, done, done < plan.triggers.num_iterations, groups)
 
 
-def _staff(data: object, run: str, size: int, plan: _Plan) -> Staff:
-    """The ranks, which are where their rows are, where these were dealt."""
+def _staffed(
+    context: SparkContext, driver: DriverSide, data: object, run: str, size: int, plan: _Plan
+) -> tuple[Staff, Dealing | None]:  # fmt: skip
+    """The ranks, which are where their rows are; and who finds others. The elements of an RDD come only once."""
     steps = StepWork(plan.functions, (), None, has_elements=isinstance(data, RDD))
-    executors: tuple[str, ...] = ()
+    frames = {}
     if isinstance(data, DataFrame):
         columns = Columns.of(data.columns, None, collate=_unused)
-        checked = check_dataframe(data, columns, bad_rows=plan.bad_rows)
-        infos = shard_dataframe(
-            checked, run=run, num_shards=size, shards_of_rank=[[rank] for rank in range(size)], locate=here
-        )  # fmt: skip
-        steps = replace(steps, paths=tuple(info.path for info in infos), columns=columns)
-        executors = tuple(info.executor_id for info in infos)
-    work: bytes = cloudpickle.dumps(steps)  # type: ignore[no-untyped-call]
-    return Staff(work, size, executors)
+        frames = {"shard": check_dataframe(data, columns, bad_rows=plan.bad_rows)}
+        steps = replace(steps, columns=columns)
+    dealing = Dealing(
+        context, driver, run, frames, partial(_work_of, steps), least=size, most=size, timeout_s=plan.layout.timeout_s
+    )
+    staff = dealing.begin([(rank,) for rank in range(size)])
+    return staff, None if isinstance(data, RDD) else dealing
+
+
+def _work_of(steps: StepWork, _shards: object, files: Mapping[str, Mapping[int, str]]) -> bytes:
+    """Shard i is for rank i."""
+    paths = tuple(path for _, path in sorted(files.get("shard", {}).items()))
+    work: bytes = cloudpickle.dumps(replace(steps, paths=paths))  # type: ignore[no-untyped-call]
+    return work
 
 
 def _context_of(data: object, spark: SparkSession | None) -> SparkContext:

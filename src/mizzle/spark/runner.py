@@ -91,11 +91,11 @@ class Restaff(Protocol):
     """Finds others to do the work of a run as executors go and come."""
 
     def wants(self, hosts: Mapping[str, str]) -> bool:
-        """Whether others should go on, now that these executors live (Spark's names of their hosts, by executor)."""
+        """Whether there is room for more, now that these executors live (Spark's names of their hosts, by executor)."""
         ...
 
-    def replace(self) -> Staff:
-        """Who goes on."""
+    def replace(self, executors: Sequence[str]) -> Staff:
+        """Who goes on, after those that were there (by rank), some of which may be gone."""
         ...
 
 
@@ -314,13 +314,16 @@ class GroupRunner:
         """Where executors are gone or have come, others take over."""
         hosts = self._driver.hosts()
         lost = [rank for rank, executor in enumerate(self._executors) if executor not in hosts]
-        if self._restaff is not None:
-            if lost or self._restaff.wants(hosts):
-                if lost:
-                    self._faults.notice(f"the executors of ranks {lost} are gone")
-                self._hire(self._jobs.run("deals shards to other executors", self._restaff.replace))
-        elif lost:
-            raise StateLost(f"executor {self._executors[lost[0]]}, which had the rows of rank {lost[0]}, is gone")
+        if lost:
+            self._faults.notice(f"the executors of ranks {lost} are gone")
+        if lost and self._restaff is None:
+            raise StateLost(
+                f"executor {self._executors[lost[0]]} is gone, with the elements of the RDD that rank {lost[0]} had. "
+                "Start the run again, or give it a DataFrame, whose rows are read again"
+            )
+        if self._restaff is not None and self._executors and (lost or self._restaff.wants(hosts)):
+            title = "deals shards to other executors"
+            self._hire(self._jobs.run(title, partial(self._restaff.replace, self._executors)))
 
     def _locations(self, executors: Sequence[str]) -> list[tuple[str, str]]:
         hosts = self._driver.hosts()
