@@ -151,7 +151,8 @@ class MemoryPerRank:
         window: where gradients and rounded weights of other hosts arrive, and where own ones are rounded.
         master: the own ranges in fp32, where weights travel in 16 bits.
         optimizer: its state for the own ranges.
-        recovery: on top, states of two boundaries in the arena; it is no part of `sum`.
+        recovery: on top, states of two boundaries in the arena, and copies of another rank's; no part of `sum`. Ranks
+            in one executor alone have no copies, which is left out here.
     """
 
     weights: int
@@ -265,11 +266,11 @@ class CostModel:
         vector = self.num_parameters * _FP32_BYTES
         part = -(-self.num_parameters // ranks) * _FP32_BYTES
         rounded = part // 2 if narrow_weights else 0
-        state = (1 + optimizer_state) * part
+        state = max(_PAGE_BYTES, 1 << ((1 + optimizer_state) * part - 1).bit_length())
         return MemoryPerRank(
             weights=-(-vector * hosts // ranks), gradients=vector, reduced=part,
             window=_window(part, hosts) + rounded, master=part if narrow_weights else 0,
-            optimizer=optimizer_state * part, recovery=2 * max(_PAGE_BYTES, 1 << (state - 1).bit_length()),
+            optimizer=optimizer_state * part, recovery=(2 if ranks == 1 else 4) * state,
         )  # fmt: skip
 
 

@@ -152,7 +152,8 @@ def test_memory_by_hand() -> None:
     assert (memory.weights, memory.gradients, memory.reduced) == (2_000_000, 4_000_000, 1_000_000)
     assert (memory.window, memory.master, memory.optimizer) == (8 * 83_333, 0, 2_000_000), "ranges of a twelfth"
     assert memory.sum == 9_666_664
-    assert memory.recovery == 2 * 4_194_304, "3 MB each, in regions of a power of two"
+    assert memory.recovery == 4 * 4_194_304, "3 MB each, in regions of a power of two, own ones and copies"
+    assert model.memory(1, optimizer_state=2).recovery == 2 * 16_777_216, "nobody keeps copies of one alone"
     narrow = model.memory(4, hosts=2, optimizer_state=2, narrow_weights=True)
     assert (narrow.window, narrow.master) == (1_166_664, 1_000_000)
     assert model.memory(4, hosts=1).window == 0, "nothing arrives from anywhere"
