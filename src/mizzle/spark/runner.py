@@ -295,8 +295,9 @@ class GroupRunner:
         outcomes = [_outcome(result) for result in told]
         raise_cause(outcomes)
         if self._silent:
-            rank = self._executors.index(self._silent[0])
-            raise PeerLost(rank, f"executor {self._silent[0]} hangs, or is cut off: nothing was heard of it for long")
+            hosts = self._driver.hosts()
+            lost = next((executor for executor in self._silent if executor not in hosts), self._silent[0])
+            raise PeerLost(self._executors.index(lost), f"executor {lost} is gone, or hangs: nothing is heard of it")
         outcomes.sort(key=lambda outcome: outcome.rank)
         return GroupRun(
             [outcome.result() for outcome in outcomes], [outcome.span_s for outcome in outcomes], wall_s, cpu_s

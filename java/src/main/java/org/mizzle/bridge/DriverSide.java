@@ -3,13 +3,9 @@ package org.mizzle.bridge;
 import com.sun.management.OperatingSystemMXBean;
 import java.lang.management.ManagementFactory;
 import java.nio.ByteBuffer;
-import java.util.HashMap;
 import java.util.HashSet;
-import java.util.LinkedHashMap;
-import java.util.List;
 import java.util.Map;
 import java.util.Set;
-import java.util.TreeSet;
 import java.util.concurrent.atomic.LongAdder;
 import org.apache.spark.SparkContext;
 import org.apache.spark.api.plugin.DriverPlugin;
@@ -39,17 +35,11 @@ public final class DriverSide implements DriverPlugin {
   private static volatile DriverSide current;
 
   private final Rendezvous rendezvous = new Rendezvous(DriverSide::nowMs);
-  private Pulse pulse = new Pulse(DriverSide::nowMs, 10_000);
+  private Roster roster = new Roster(new Pulse(DriverSide::nowMs, Long.MAX_VALUE));
   private SparkContext context;
-  /** By executor; of those that Spark has not removed. */
-  private final Map<String, String> bridges = new LinkedHashMap<>();
-  /** By run, where the ranks of its newest generation of residents are; guarded by bridges. */
-  private final Map<String, Generation> generations = new HashMap<>();
   private final Attempts attempts = new Attempts();
   private final LongAdder messages = new LongAdder();
   private final LongAdder leases = new LongAdder();
-
-  private record Generation(int number, List<String> executorIds) {}
 
   /** The driver's half of the running application, or null when the plugin was not loaded. */
   public static DriverSide current() {
@@ -59,7 +49,8 @@ public final class DriverSide implements DriverPlugin {
   @Override
   public Map<String, String> init(SparkContext context, PluginContext plugin) {
     this.context = context;
-    pulse = new Pulse(DriverSide::nowMs, context.conf().getTimeAsMs(VERDICT, "9s"));
+    long verdictMs = context.conf().getTimeAsMs(VERDICT, "9s");
+    roster = new Roster(new Pulse(DriverSide::nowMs, verdictMs));
     current = this;
     context.addSparkListener(listener());
     return Map.of();
@@ -70,10 +61,7 @@ public final class DriverSide implements DriverPlugin {
     return new SparkListener() {
       @Override
       public void onExecutorRemoved(SparkListenerExecutorRemoved removed) {
-        synchronized (bridges) {
-          bridges.remove(removed.executorId());
-        }
-        pulse.gone(removed.executorId());
+        roster.removed(removed.executorId());
       }
 
       @Override
@@ -116,11 +104,7 @@ public final class DriverSide implements DriverPlugin {
   }
 
   private byte[] hello(Frame in) {
-    String executorId = in.string();
-    synchronized (bridges) {
-      bridges.put(executorId, in.string());
-    }
-    pulse.heard(executorId);
+    roster.hello(in.string(), in.string());
     return new byte[0];
   }
 
@@ -128,16 +112,11 @@ public final class DriverSide implements DriverPlugin {
     String run = in.string();
     int generation = in.body.getInt();
     boolean othersWork = attempts.park(in.body.getLong());
-    synchronized (bridges) {
-      Generation newest = generations.get(run);
-      boolean isSuperfluous = othersWork && newest != null && newest.number == generation
-          && bridges.keySet().containsAll(newest.executorIds);
-      return new byte[] {(byte) (isSuperfluous ? 1 : 0)};
-    }
+    return new byte[] {(byte) (othersWork && roster.isWhole(run, generation) ? 1 : 0)};
   }
 
   private byte[] lease(Frame in) {
-    pulse.heard(in.string());
+    roster.heard(in.string());
     Set<String> asked = new HashSet<>();
     int count = in.body.getInt();
     for (int i = 0; i < count; i++) {
@@ -160,28 +139,11 @@ public final class DriverSide implements DriverPlugin {
   /** Within a second every bridge drops all that it holds of this run. */
   public void end(String run) {
     rendezvous.end(run);
-    pulse.end(run);
-    synchronized (bridges) {
-      generations.remove(run);
-    }
+    roster.end(run);
   }
 
-  /** From now on groups of this generation may be run, in these executors. */
-  void expect(String run, int generation, List<String> executorIds) {
-    synchronized (bridges) {
-      generations.put(run, new Generation(generation, List.copyOf(executorIds)));
-    }
-    pulse.expect(run, executorIds);
-  }
-
-  /** The executors of a run's newest generation that have fallen silent. */
-  Set<String> hung(String run) {
-    Set<String> hung = new TreeSet<>(pulse.silent());
-    synchronized (bridges) {
-      Generation newest = generations.get(run);
-      hung.retainAll(newest == null ? Set.of() : newest.executorIds);
-    }
-    return hung;
+  Roster roster() {
+    return roster;
   }
 
   /** Has Spark end an executor that hangs, and start another one in its place. */
@@ -191,11 +153,7 @@ public final class DriverSide implements DriverPlugin {
 
   /** One line a living executor whose bridge has reported and is not silent: "executor id TAB description". */
   public String[] bridges() {
-    Set<String> silent = pulse.silent();
-    synchronized (bridges) {
-      return bridges.entrySet().stream().filter(e -> !silent.contains(e.getKey())).map(e -> e.getKey() + "\t" + e.getValue())
-          .toArray(String[]::new);
-    }
+    return roster.lines();
   }
 
   /** How many questions the bridges have asked so far, those for leases left out. */

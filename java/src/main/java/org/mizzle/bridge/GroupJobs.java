@@ -20,7 +20,7 @@ public final class GroupJobs {
   private static final String FAILING = "spark.mizzle.groupFailing";
   /** By this the exception of a job that was cancelled here is known from any other. */
   static final String REASON = "a rank of the group is missing or has failed";
-  private static final long WATCH_MS = 500;
+  private static final long WATCH_MS = 100;
   /** Posts cancellations: never blocks. */
   private static final ScheduledExecutorService TIMER = Threads.scheduler("mizzle-groups");
 
@@ -32,7 +32,7 @@ public final class GroupJobs {
    */
   public static GroupRdd prepare(SparkContext context, String run, long generation,
       List<String> hosts, List<String> executorIds) {
-    DriverSide.current().expect(run, (int) generation, executorIds);
+    DriverSide.current().roster().expect(run, (int) generation, executorIds);
     List<String> places = new ArrayList<>();
     for (int rank = 0; rank < hosts.size(); rank++) {
       places.add("executor_" + hosts.get(rank) + "_" + executorIds.get(rank));
@@ -44,7 +44,7 @@ public final class GroupJobs {
    * Runs one group, with the calling thread's local properties, and returns what became of each
    * task: u16 count, then for each u32 length and the bytes of its result. Once a task has found
    * nobody to do its part, or a process has died, the others are cancelled, and a moment after a
-   * rank has failed too, or an executor hangs; those that had no result by then have length 0. Whatever else ends the job
+   * rank has failed too, or an executor is gone or hangs; those that had no result by then have length 0. Whatever else ends the job
    * is thrown, a cancellation by anybody else too.
    */
   public static byte[] run(GroupRdd ranks, long group, byte[] order) {
@@ -58,7 +58,7 @@ public final class GroupJobs {
     try (GroupResults results = new GroupResults(count, TIMER, failingMs,
         () -> context.cancelJobsWithTag(tag, REASON))) {
       watch = TIMER.scheduleWithFixedDelay(
-          () -> endHung(ranks.run, results), WATCH_MS, WATCH_MS, TimeUnit.MILLISECONDS);
+          () -> giveUpLost(ranks.run, results), WATCH_MS, WATCH_MS, TimeUnit.MILLISECONDS);
       try {
         context.runJob(ranks, new GroupWork(ranks.run, ranks.generation, group, order), all(count),
             (index, result) -> {
@@ -80,12 +80,14 @@ public final class GroupJobs {
     }
   }
 
-  /** Gives the group up when an executor hangs: its peers would wait for their whole deadline. */
-  private static void endHung(String run, GroupResults results) {
+  /** Gives the group up when an executor is gone, or hangs: its peers would wait for long. */
+  private static void giveUpLost(String run, GroupResults results) {
     DriverSide driver = DriverSide.current();
-    Set<String> hung = driver == null ? Set.of() : driver.hung(run);
-    if (!hung.isEmpty()) {
-      results.giveUp();
+    if (driver != null) {
+      Set<String> hung = driver.roster().hung(run);
+      if (!hung.isEmpty() || !driver.roster().gone(run).isEmpty()) {
+        results.giveUp();
+      }
       hung.forEach(driver::replace);
     }
   }

@@ -50,14 +50,14 @@ final class DriverSideTest {
     starts(7, 0, 0);
     starts(8, 0, 0);
     equal(0, superfluous("r", 0, 8));
-    driver.expect("r", 0, List.of("1", "2"));
-    driver.expect("s", 4, List.of("2", "2"));
+    driver.roster().expect("r", 0, List.of("1", "2"));
+    driver.roster().expect("s", 4, List.of("2", "2"));
     equal(1, superfluous("r", 0, 8));
     equal(0, superfluous("r", 1, 8));
     driver.listener().onExecutorRemoved(new SparkListenerExecutorRemoved(0, "1", "killed"));
     equal(0, superfluous("r", 0, 8));
     equal(1, superfluous("s", 4, 8));
-    driver.expect("r", 1, List.of("2"));
+    driver.roster().expect("r", 1, List.of("2"));
     equal(0, superfluous("r", 0, 8));
     equal(1, superfluous("r", 1, 8));
     driver.end("r");
@@ -66,7 +66,7 @@ final class DriverSideTest {
 
   void anAttemptIsSuperfluousAsLongAsAnotherOfItsTaskWorks() {
     hello("1");
-    driver.expect("r", 0, List.of("1"));
+    driver.roster().expect("r", 0, List.of("1"));
     equal(1, superfluous("r", 0, 8));
     starts(5, 3, 1);
     starts(6, 4, 0);

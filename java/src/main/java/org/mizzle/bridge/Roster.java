@@ -1,0 +1,89 @@
+package org.mizzle.bridge;
+
+import java.util.Collection;
+import java.util.HashMap;
+import java.util.LinkedHashMap;
+import java.util.List;
+import java.util.Map;
+import java.util.Set;
+import java.util.TreeSet;
+
+/**
+ * The executors as the driver knows them: whose bridge has reported, who holds ranks of which run,
+ * who is gone or has fallen silent. Any thread may call; guarded by this.
+ */
+final class Roster {
+  /** By executor; of those that Spark has not removed. */
+  private final Map<String, String> bridges = new LinkedHashMap<>();
+  /** By run, where the ranks of its newest generation of residents are. */
+  private final Map<String, Generation> generations = new HashMap<>();
+  private final Pulse pulse;
+
+  private record Generation(int number, List<String> executorIds) {}
+
+  Roster(Pulse pulse) {
+    this.pulse = pulse;
+  }
+
+  /** A bridge is there, and describes itself. */
+  synchronized void hello(String executorId, String description) {
+    bridges.put(executorId, description);
+    pulse.heard(executorId);
+  }
+
+  /** A bridge has renewed its leases. */
+  void heard(String executorId) {
+    pulse.heard(executorId);
+  }
+
+  /** Spark has removed it. */
+  synchronized void removed(String executorId) {
+    bridges.remove(executorId);
+    pulse.gone(executorId);
+  }
+
+  /** From now on groups of this generation may be run, in these executors. */
+  synchronized void expect(String run, int generation, Collection<String> executorIds) {
+    generations.put(run, new Generation(generation, List.copyOf(executorIds)));
+    pulse.expect(run, executorIds);
+  }
+
+  synchronized void end(String run) {
+    generations.remove(run);
+    pulse.end(run);
+  }
+
+  /** Whether that is the run's newest generation of residents, and all its executors live. */
+  synchronized boolean isWhole(String run, int generation) {
+    Generation newest = generations.get(run);
+    return newest != null && newest.number == generation
+        && bridges.keySet().containsAll(newest.executorIds);
+  }
+
+  /** The executors of a run's newest generation that Spark has removed. */
+  synchronized Set<String> gone(String run) {
+    Set<String> gone = ofNewest(run);
+    gone.removeAll(bridges.keySet());
+    return gone;
+  }
+
+  /** The executors of a run's newest generation that live, and have fallen silent. */
+  synchronized Set<String> hung(String run) {
+    Set<String> hung = ofNewest(run);
+    hung.retainAll(bridges.keySet());
+    hung.retainAll(pulse.silent());
+    return hung;
+  }
+
+  /** One line an executor that lives and is not silent: "executor id TAB description". */
+  synchronized String[] lines() {
+    Set<String> silent = pulse.silent();
+    return bridges.entrySet().stream().filter(e -> !silent.contains(e.getKey()))
+        .map(e -> e.getKey() + "\t" + e.getValue()).toArray(String[]::new);
+  }
+
+  private Set<String> ofNewest(String run) {
+    Generation newest = generations.get(run);
+    return newest == null ? new TreeSet<>() : new TreeSet<>(newest.executorIds);
+  }
+}
