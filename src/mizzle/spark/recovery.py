@@ -9,12 +9,14 @@ from collections import Counter
 from collections.abc import Callable, Container, Sequence
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.errors import MizzleError, PeerLost, Recoverable
+from mizzle.errors import CollectiveTimeout, MizzleError, PeerLost, Recoverable
 from mizzle.training.history import FaultRecord
 
 _log = logging.getLogger(__name__)
 _MOST_OF_ONE = 3
 """Faults that name the same rank without a boundary between them: what it does there kills it."""
+_MOST_LATE = 2
+"""Deadlines that passed without anybody being lost: who hangs in code of the user's will hang again."""
 _MOST = 10
 _VERDICT_S = 3.0
 """How long Spark may take to find out that an executor is gone whose connections have closed."""
@@ -34,6 +36,7 @@ class Faults:
         self.survived: list[FaultRecord] = []
         self._run = run
         self._named: Counter[int] = Counter()
+        self._late = 0
         self._noticed: tuple[str, float] | None = None
 
     def notice(self, cause: str) -> None:
@@ -50,7 +53,9 @@ class Faults:
         """
         rank = error.rank if isinstance(error, PeerLost) else -1
         self._named[rank] += 1
-        if (rank >= 0 and self._named[rank] >= _MOST_OF_ONE) or self._named.total() >= _MOST:
+        self._late += isinstance(error, CollectiveTimeout)
+        again = rank >= 0 and self._named[rank] >= _MOST_OF_ONE
+        if again or self._late >= _MOST_LATE or self._named.total() >= _MOST:
             error.add_note(f"it was tried {self._named.total()} times from the same boundary")
             raise error
 
@@ -64,6 +69,7 @@ class Faults:
     def forget(self) -> None:
         """There is a new boundary."""
         self._named.clear()
+        self._late = 0
 
 
 class Retries:

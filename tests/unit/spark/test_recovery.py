@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mizzle.errors import CollectiveTimeout, PeerLost
+from mizzle.errors import CollectiveTimeout, CorruptBlock, PeerLost
 from mizzle.spark.recovery import Faults, await_verdict
 
 
@@ -25,7 +25,14 @@ def test_faults_between_which_the_run_got_on_do_not_add_up() -> None:
 def test_many_different_faults_end_it_as_well() -> None:
     faults = Faults("r" * 32)
     for rank in range(9):
-        faults.count(PeerLost(rank, "gone") if rank % 2 else CollectiveTimeout("late"))
+        faults.count(PeerLost(rank, "gone"))
+    with pytest.raises(CorruptBlock):
+        faults.count(CorruptBlock("bits"))
+
+
+def test_a_deadline_that_passes_twice_ends_it() -> None:
+    faults = Faults("r" * 32)
+    faults.count(CollectiveTimeout("late"))
     with pytest.raises(CollectiveTimeout):
         faults.count(CollectiveTimeout("late"))
 
