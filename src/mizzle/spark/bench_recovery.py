@@ -250,16 +250,16 @@ def _executor_pids(spark: SparkSession) -> list[int]:
 def _resident_pids(spark: SparkSession) -> list[int]:
     """Of this application: known by the directory that their environment names."""
     home = spark.sparkContext.getConf().get("spark.local.dir", "")
-    found = []
+    found: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
             try:
                 is_resident = _RESIDENT in (entry / "cmdline").read_bytes().split(b"\0")
                 if is_resident and f"SPARK_LOCAL_DIRS={home}".encode() in (entry / "environ").read_bytes():
-                    found.append(int(entry.name))
+                    found[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue  # it has ended, or is another user's
-    return found
+    return [pid for pid, parent in found.items() if parent not in found]  # standbys are children
 
 
 def _await_executors(spark: SparkSession, count: int) -> None:

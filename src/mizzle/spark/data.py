@@ -99,7 +99,7 @@ def shard_dataframe(
         num_shards: V; all of them, whether written now or not.
         shards_of_rank: the shards to write, by rank. Shards that are left out are not written: so lost ones
             are rebuilt alone.
-        locate: called on the executor once a task; top-level, returns an id of the executor.
+        locate: called on the executor when a task begins; top-level, returns an id of the executor.
         name: of the files, so that a run may deal several DataFrames.
         locations: by rank, Spark's names of host and executor that its shards shall land on, if a slot is free there;
             None: anywhere.
@@ -280,6 +280,7 @@ class WriteShards:
     def __call__(self, batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         """Write; unfinished files are removed when anything fails."""
         writers: dict[int, ShardWriter] = {}
+        here = (self.locate(), socket.gethostname())
         out: list[tuple[object, ...]] = []
         with ExitStack() as stack:
             for batch in batches:
@@ -295,7 +296,6 @@ class WriteShards:
                             path = _run_directory(self.run, shard) / f"{self.name}-{shard:05d}.arrow"
                             writers[shard] = stack.enter_context(ShardWriter(path, stream.schema))
                         writers[shard].write(stream.read_next_batch(), partition=partition, chunk=chunk)
-            here = (self.locate(), socket.gethostname()) if writers else ("", "")
             out += [(s, -1, w.num_rows, w.close(), str(w.path), *here) for s, w in sorted(writers.items())]
         yield _table(_WRITTEN, out)
 

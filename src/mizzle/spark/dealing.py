@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from pyspark import SparkContext
 
@@ -14,6 +14,7 @@ from mizzle.errors import ConfigError, Misplaced
 from mizzle.scheduling.seats import Seat, reseat
 from mizzle.spark.data import ShardInfo, shard_dataframe
 from mizzle.spark.driver import DriverSide, num_executors, task_slots
+from mizzle.spark.hiring import start_resident
 from mizzle.spark.placement import here
 from mizzle.spark.recovery import Retries
 from mizzle.spark.runner import Staff
@@ -23,6 +24,19 @@ _log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.05
 
 WorkOf = Callable[[tuple[tuple[int, ...], ...], Mapping[str, Mapping[int, str]]], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class _Locate:
+    """Says which executor this is; where there was no rank so far, a resident begins to load what it needs."""
+
+    new: frozenset[str]
+
+    def __call__(self) -> str:
+        executor = here()
+        if executor in self.new:
+            start_resident()
+        return executor
 
 
 class Dealing:
@@ -82,6 +96,7 @@ class Dealing:
         hosts = self._living()
         seats = reseat(self._seats, self._slots(hosts), self._most)
         _log.info("run=%s ranks=%d executors=%s", self._run[:4], len(seats), ",".join(seat.executor for seat in seats))
+        new = frozenset(seat.executor for seat in seats).difference(executors)
         wanted = {shard: seat.executor for seat in seats for shard in seat.shards}
         for number, (name, files) in enumerate(self._files.items()):
             # Only the first are trained on, where their rank is; others may lie on any executor that lives.
@@ -89,7 +104,7 @@ class Dealing:
                 shard: to for shard, to in wanted.items()
                 if (files[shard].executor_id != to if number == 0 else files[shard].executor_id not in hosts)
             }  # fmt: skip
-            self._move(name, moving, hosts)
+            self._move(name, moving, hosts, new if number == 0 else frozenset())
         self._seats = seats
         return self._staff()
 
@@ -114,24 +129,26 @@ class Dealing:
         each = max(1, task_slots(self._context) // max(1, num_executors(self._context)))
         return dict.fromkeys(hosts, each)
 
-    def _move(self, name: str, moving: Mapping[int, str], hosts: Mapping[str, str]) -> None:
+    def _move(self, name: str, moving: Mapping[int, str], hosts: Mapping[str, str], new: frozenset[str]) -> None:
         """Deal some shards again, to given executors."""
         retries = Retries(self._timeout_s)
         left = dict(moving)
         while left:
             executors = sorted(set(left.values()))
             shards = [sorted(shard for shard, to in left.items() if to == executor) for executor in executors]
-            self._deal(name, shards, [(hosts[executor], executor) for executor in executors])
+            self._deal(name, shards, [(hosts[executor], executor) for executor in executors], new)
+            new = frozenset()
             left = {shard: to for shard, to in left.items() if self._files[name][shard].executor_id != to}
             if left:
                 retries.pause_or_raise(Misplaced(f"shards {sorted(left)} were dealt to other executors than wanted"))
 
     def _deal(
-        self, name: str, shards: Sequence[Sequence[int]], locations: Sequence[tuple[str, str]] | None = None
-    ) -> None:
+        self, name: str, shards: Sequence[Sequence[int]], locations: Sequence[tuple[str, str]] | None = None,
+        new: frozenset[str] = frozenset(),
+    ) -> None:  # fmt: skip
         infos = shard_dataframe(
-            self._frames[name], run=self._run, num_shards=self._num_shards, shards_of_rank=shards, locate=here,
-            name=name, locations=locations,
+            self._frames[name], run=self._run, num_shards=self._num_shards, shards_of_rank=shards,
+            locate=_Locate(new), name=name, locations=locations,
         )  # fmt: skip
         self._files[name].update({info.shard: info for info in infos})
 

@@ -287,9 +287,10 @@ class GroupRunner:
         wall_s, cpu_s = time.perf_counter() - begun, self._cpu_s() - cpu_s
         if any(result.status is TaskStatus.AWAY for result in found):
             raise Misplaced("a task was started away from its rank")
-        self._silent = [
+        # Where a process died its bridge said so: nobody else is suspected.
+        self._silent = [] if any(one.status is TaskStatus.DIED for one in found) else [
             executor for executor, one in zip(self._executors, found, strict=True) if one.status is TaskStatus.MISSING
-        ]
+        ]  # fmt: skip
         # What is missing was cancelled because of a rank that failed or died: that one says why.
         told = [result for result in found if result.status is not TaskStatus.MISSING]
         outcomes = [_outcome(result) for result in told]
