@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import time
 import traceback
 from functools import partial
@@ -19,6 +21,7 @@ from pyspark.sql import SparkSession
 import mizzle
 from chaos.faults import Fault, Faulty, bits, struck
 from cluster.trainings import fit, frame
+from mizzle.spark.driver import DriverSide
 from mizzle.spark.runner import GroupRun, GroupRunner
 from mizzle.spark.session import session
 from unit.training.runs import Training, digits
@@ -77,6 +80,23 @@ def played(spark: SparkSession, fault: Fault | None, layout: dict[str, Any], wat
     }
 
 
+def kill_before_fetch(spark: SparkSession, ledger: Path) -> None:
+    """Once, from the driver: an executor dies when the ranks have left their results and nothing is fetched yet."""
+    fetch = GroupRunner.fetch
+
+    def struck_fetch(runner: GroupRunner, wanted: Any) -> list[bytes]:
+        GroupRunner.fetch = fetch  # type: ignore[method-assign]
+        driver = DriverSide(spark.sparkContext)
+        told = driver.bridges()[runner._executors[0]]
+        os.kill(int(dict(part.split("=", 1) for part in told.split())["pid"]), signal.SIGKILL)
+        (ledger / "fetch").touch()
+        while runner._executors[0] in driver.bridges():
+            threading.Event().wait(0.01)
+        return fetch(runner, wanted)
+
+    GroupRunner.fetch = struck_fetch  # type: ignore[method-assign, assignment]
+
+
 class Step:
     """A computation whose state is a sum over all iterations and ranks' rows; one rank strikes in the middle."""
 
@@ -126,6 +146,8 @@ def main(home: Path) -> None:
     for number, scene in enumerate(scenes):
         ledger = home / f"ledger{number}"
         ledger.mkdir()
+        if scene.get("at_fetch"):
+            kill_before_fetch(spark, ledger)
         fault = Fault(ledger=ledger, **scene["fault"]) if scene.get("fault") else None
         layout = {name: tuple(value) if isinstance(value, list) else value for name, value in scene["layout"].items()}
         found.append(iterated(spark, fault, watch) if scene.get("iterate") else played(spark, fault, layout, watch))

@@ -38,6 +38,7 @@ SCENES: dict[str, dict[str, Any]] = {
     "executor stopped in reduce": {
         "layout": FEWER, "fault": {"point": "reduce", "call": 8, "action": "stop_executor"},
     },
+    "executor killed before the model was fetched": {"layout": FEWER, "at_fetch": True},
     "two executors killed, one behind the other": {
         "layout": FEWER, "fault": {"point": "reduce", "call": 14, "action": "kill_executor", "times": 2},
     },

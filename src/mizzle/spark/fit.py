@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -17,7 +17,7 @@ from mizzle.spark.course import play
 from mizzle.spark.dealing import Dealing
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.progress import TrainingProgress
-from mizzle.spark.runner import GroupRunner
+from mizzle.spark.runner import GroupRunner, Memory
 from mizzle.spark.train_task import Finished, FinishOrder, TrainOrder, TrainWork
 from mizzle.spark.validate import CheckedFrame
 from mizzle.training.group_metrics import GroupMetrics
@@ -118,14 +118,20 @@ def run_fit(
             evaluation = played.metrics[0].evaluation
             if stopping and evaluation is not None and stopping.observe(stopping.rule.value(evaluation)):
                 break
-        finished: list[Finished] = runner.order("the trained model", FinishOrder(), history.iterations).results
-        of_all = [(rank, one.trace) for rank, one in enumerate(finished)]
-        wanted = [(0, finished[0].model), (0, finished[0].log), *of_all]
-        model, log, *traces = runner.fetch([(rank, memory) for rank, memory in wanted if memory is not None])
+        finished: list[Finished]
+        finished, (model, log, *traces) = runner.results(
+            "the trained model", FinishOrder(), history.iterations, _left_behind
+        )
     history.faults.extend(runner.faults)
     history.complete(LossLog.unpack(log), plan.spec.order())
     most = max((one.memory_bytes for one in finished), key=lambda held: sum(held.values()))
     return Fitted(safetensors.torch.load(model), history, most, dict(enumerate(map(read_trace, traces))))
+
+
+def _left_behind(finished: Sequence[Finished]) -> list[tuple[int, Memory]]:
+    """What the driver fetches of what the ranks left: model and log of one, the traces of all."""
+    wanted = [(0, finished[0].model), (0, finished[0].log), *((rank, one.trace) for rank, one in enumerate(finished))]
+    return [(rank, memory) for rank, memory in wanted if memory is not None]
 
 
 def _work_of(

@@ -176,8 +176,10 @@ def _iterate(context: SparkContext, data: object, plan: _Plan) -> IterationResul
             if _is_over(played, plan.triggers, plan.on_boundary):
                 break
         done = groups[-1].stop
-        left = runner.order("results", FinishSteps(), done).results
-        series, *values = runner.fetch([(0, left[0][1]), *((rank, value) for rank, (value, _) in enumerate(left))])
+        _, (series, *values) = runner.results(
+            "results", FinishSteps(), done,
+            lambda left: [(0, left[0][1]), *((rank, value) for rank, (value, _) in enumerate(left))],
+        )  # fmt: skip
     metrics = cloudpickle.loads(series)
     values = [cloudpickle.loads(value) for value in values]
     return IterationResult(values, metrics, done, done < plan.triggers.num_iterations, groups)

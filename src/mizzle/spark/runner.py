@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -180,6 +180,32 @@ class GroupRunner:
             except BaseException:
                 self._prepared = None
                 raise
+
+    def results(
+        self, title: str, order: object, boundary: int, wanted: Callable[[list[Any]], Sequence[tuple[int, Memory]]]
+    ) -> tuple[list[Any], list[bytes]]:
+        """Have all ranks leave something in their arenas, and fetch it; again, where an executor is lost in between.
+
+        Args:
+            title: as in `order`.
+            order: as in `order`.
+            boundary: as in `order`.
+            wanted: from what the ranks returned, what to fetch.
+
+        Returns:
+            What the ranks returned, and what was fetched.
+
+        Raises:
+            MizzleError: as `run_group` does.
+        """
+        while True:
+            found = self.order(title, order, boundary).results
+            try:
+                return found, self.fetch(wanted(found))
+            except PeerLost as error:
+                self._prepared = None
+                self._faults.notice(f"{title}: {error}")
+                self._faults.count(error)
 
     def _commit(self, boundary: int) -> None:
         """All ranks have told that they keep their states at this boundary, and the copies given to them."""
