@@ -91,6 +91,10 @@ class ArenaError(MizzleError):
     """Shared memory could not be had; the message says how much was needed and what limits it."""
 
 
+class MemoryGone(Recoverable, ArenaError):
+    """Shared memory of a peer is not there any more: its executor has ended. The group may be run again."""
+
+
 class BridgeError(MizzleError):
     """The bridge refused a request or spoke another version; the message says which."""
 

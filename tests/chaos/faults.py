@@ -11,6 +11,7 @@ import importlib
 import os
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +25,7 @@ from unit.training.runs import Mlp
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
+APART_S = 1.5
 POINTS = {
     "forward": ("torch.nn.modules.module", "Module.__call__"),
     "backward": ("torch", "Tensor.backward"),
@@ -119,7 +121,7 @@ class Fault:
 
         def struck(*args: Any, **kwargs: Any) -> Any:
             self._calls += 1
-            strikes = self._calls == self.call
+            strikes = self._calls >= self.call if self.times > 1 else self._calls == self.call
             if strikes and not self.after:
                 self.strike()
             found = original(*args, **kwargs)
@@ -132,6 +134,9 @@ class Fault:
     def strike(self) -> None:
         """Do it, if it is still to be done."""
         for number in range(self.times):
+            before = self.ledger / f"{self.point}.{self.action}.{number - 1}"
+            if number and time.time() - before.stat().st_mtime < APART_S:
+                return  # one behind the other
             try:
                 (self.ledger / f"{self.point}.{self.action}.{number}").touch(exist_ok=False)
             except FileExistsError:

@@ -28,7 +28,7 @@ from unit.training.runs import Training, digits
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
-ITERATIONS, GROUP = 24, 4
+ITERATIONS, GROUP, EXECUTORS = 24, 4, 3
 
 
 def adam(groups: list[dict[str, object]]) -> Any:
@@ -59,7 +59,9 @@ class Watch:
         self.ends.clear()
 
 
-def played(spark: SparkSession, fault: Fault | None, layout: dict[str, Any], watch: Watch) -> dict[str, Any]:
+def played(
+    spark: SparkSession, fault: Fault | None, ledger: Path, layout: dict[str, Any], watch: Watch
+) -> dict[str, Any]:
     """One fit, and what came of it."""
     watch.clear()
     training = Training(partial(Faulty, fault, dropout=0.2, norm=True), digits(), adam)
@@ -74,7 +76,7 @@ def played(spark: SparkSession, fault: Fault | None, layout: dict[str, Any], wat
         "losses": result.history.losses,
         "model": {name: value.hex() for name, value in bits(result.model.state_dict()).items()},
         "sizes": list(watch.sizes),
-        "struck": struck(fault.ledger) if fault else [],
+        "struck": struck(ledger),
         "resume_s": resumed[0] if resumed else None,
         "wall_s": time.time() - begun,
     }
@@ -149,8 +151,12 @@ def main(home: Path) -> None:
         if scene.get("at_fetch"):
             kill_before_fetch(spark, ledger)
         fault = Fault(ledger=ledger, **scene["fault"]) if scene.get("fault") else None
+        while len(DriverSide(spark.sparkContext).bridges()) < EXECUTORS:  # Spark replaces those that died
+            threading.Event().wait(0.05)
         layout = {name: tuple(value) if isinstance(value, list) else value for name, value in scene["layout"].items()}
-        found.append(iterated(spark, fault, watch) if scene.get("iterate") else played(spark, fault, layout, watch))
+        found.append(
+            iterated(spark, fault, watch) if scene.get("iterate") else played(spark, fault, ledger, layout, watch)
+        )
         (home / "found.json").write_text(json.dumps(found))
     spark.stop()
 

@@ -75,8 +75,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]
 def test_the_result_is_that_of_a_run_without_a_fault(found: dict[str, dict[str, Any]], scene: str) -> None:
     outcome, nothing = found[scene], found["nothing"]
     assert "error" not in outcome, outcome["trace"]
-    fault = SCENES[scene].get("fault")
-    assert len(outcome["struck"]) == (fault or {}).get("times", 1 if fault else 0), "the fault really struck"
+    times = SCENES[scene].get("fault", {}).get("times", 0 if scene == "nothing" else 1)
+    assert len(outcome["struck"]) == times, "the fault really struck"
+    assert outcome["sizes"][0] == 3
+    assert outcome["resume_s"] is None or outcome["resume_s"] < 60, "long before Spark's own two minutes"
     assert outcome["losses"] == nothing["losses"]
     assert outcome["model"] == nothing["model"]
 

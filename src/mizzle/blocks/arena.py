@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
-from mizzle.errors import ArenaError
+from mizzle.errors import ArenaError, MemoryGone
 
 # fcntl.F_ADD_SEALS and F_SEAL_*: the size of a region never changes, so no reader can be made to fault.
 _ADD_SEALS, _SEAL_SEAL, _SEAL_SHRINK, _SEAL_GROW = 1033, 0x1, 0x2, 0x4
@@ -148,12 +148,14 @@ def open_region(name: str, path: str, num_bytes: int, *, number: int = -1, writa
     """Map a region that another process holds.
 
     Raises:
-        ArenaError: it is not there (its holder is gone) or not visible from this container.
+        MemoryGone: it is not there: its holder is gone, or in another container.
+        ArenaError: it cannot be mapped.
     """
     try:
         fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
     except OSError as error:
-        raise ArenaError(f"region {name!r} at {path} cannot be opened: {error.strerror}") from error
+        kind = MemoryGone if error.errno in (errno.ENOENT, errno.ESRCH) else ArenaError
+        raise kind(f"region {name!r} at {path} cannot be opened: {error.strerror}") from error
     try:
         inode = os.fstat(fd).st_ino
         return MappedRegion(name, path, number, inode, map_descriptor(fd, num_bytes, writable=writable))

@@ -19,8 +19,9 @@ import numpy as np
 import torch
 from pyspark.sql import DataFrame, SparkSession
 
+from mizzle.blocks.deadline import Deadline
 from mizzle.config import RunConfig
-from mizzle.errors import ConfigError
+from mizzle.errors import ConfigError, MizzleError
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.trainer import Trainer, TrainingResult
 from mizzle.training.history import FaultRecord
@@ -30,6 +31,7 @@ FAULTS = get_args(Fault)
 _FEATURES, _HIDDEN, _CLASSES, _ROWS = 64, 512, 10, 4096
 _COURSE = "mizzle.spark.course"
 _GROUPS_BEFORE = 3
+_REPLACED_S = 60.0
 _RESIDENT = b"mizzle.spark.resident"
 
 
@@ -131,7 +133,7 @@ class _Seen:
         )
         faults: list[FaultRecord] = result.history.faults
         if not struck_at or not faults:
-            raise ConfigError("a training was over before it was struck: give it more iterations")
+            raise MizzleError("a training was over before it was struck: give it more iterations")
         again = next(group for group in result.history.groups if group.first == faults[0].boundary)
         return cls(faults[0].noticed_at - struck_at[0], faults[-1].resumed_at - struck_at[0], again.size, equal)
 
@@ -265,5 +267,8 @@ def _resident_pids(spark: SparkSession) -> list[int]:
 def _await_executors(spark: SparkSession, count: int) -> None:
     """Until Spark has replaced those that died."""
     driver, paused = DriverSide(spark.sparkContext), threading.Event()
+    deadline = Deadline.after(_REPLACED_S)
     while len(driver.bridges()) < count:
+        if deadline.passed:
+            raise MizzleError(f"Spark has not replaced an executor in {_REPLACED_S:g} s: see its log")
         paused.wait(0.05)

@@ -10,10 +10,10 @@ from dataclasses import dataclass, replace
 from pyspark import SparkContext
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.errors import ConfigError, Misplaced
+from mizzle.errors import ConfigError, Misplaced, PeerLost
 from mizzle.scheduling.seats import Seat, reseat
 from mizzle.spark.data import ShardInfo, shard_dataframe
-from mizzle.spark.driver import DriverSide, num_executors, task_slots
+from mizzle.spark.driver import EMBEDDED, DriverSide, num_executors, task_slots
 from mizzle.spark.hiring import start_resident
 from mizzle.spark.placement import here
 from mizzle.spark.recovery import Retries
@@ -50,17 +50,20 @@ class Dealing:
         work_of: (shards by rank, files by name and shard) -> the pickled work of these ranks.
         least: ranks without which the run waits for executors.
         most: ranks that are wanted.
+        one_each: whether executors of their own have one rank at most, whatever their slots.
         timeout_s: how long it waits.
     """
 
     def __init__(
         self, context: SparkContext, driver: DriverSide, run: str, frames: Mapping[str, CheckedFrame], work_of: WorkOf,
-        *, least: int, most: int, timeout_s: float,
+        *, least: int, most: int, one_each: bool, timeout_s: float,
     ) -> None:  # fmt: skip
         """See the class."""
         self._context, self._driver, self._run = context, driver, run
         self._frames, self._work_of = frames, work_of
-        self._least, self._most, self._timeout_s = least, most, timeout_s
+        self._least, self._most, self._one_each, self._timeout_s = least, most, one_each, timeout_s
+        # Now, while all is quiet: Spark counts an executor that ends out of the one number before the other.
+        self._each = max(1, task_slots(context) // max(1, num_executors(context)))
         self._num_shards = 0
         self._files: dict[str, dict[int, ShardInfo]] = {name: {} for name in frames}
         self._seats: list[Seat] = []
@@ -126,14 +129,16 @@ class Dealing:
 
     def _slots(self, hosts: Mapping[str, str]) -> dict[str, int]:
         """How many ranks each executor may have: all executors of an application are alike."""
-        each = max(1, task_slots(self._context) // max(1, num_executors(self._context)))
-        return dict.fromkeys(hosts, each)
+        return {executor: 1 if self._one_each and executor != EMBEDDED else self._each for executor in hosts}
 
     def _move(self, name: str, moving: Mapping[int, str], hosts: Mapping[str, str], new: frozenset[str]) -> None:
         """Deal some shards again, to given executors."""
         retries = Retries(self._timeout_s)
         left = dict(moving)
         while left:
+            lost = next((shard for shard, to in left.items() if to not in self._driver.hosts()), None)
+            if lost is not None:
+                raise PeerLost(-1, f"executor {left[lost]} is gone before shard {lost} was dealt to it")
             executors = sorted(set(left.values()))
             shards = [sorted(shard for shard, to in left.items() if to == executor) for executor in executors]
             self._deal(name, shards, [(hosts[executor], executor) for executor in executors], new)

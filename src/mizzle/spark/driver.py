@@ -17,6 +17,8 @@ from mizzle.errors import BridgeMissing, ConfigError
 from mizzle.spark.session import check_session
 
 _LOOK_AGAIN_S = 0.05
+EMBEDDED = "driver"
+"""Spark's name of the one executor of embedded Spark."""
 
 
 class DriverSide:

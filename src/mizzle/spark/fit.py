@@ -101,7 +101,7 @@ def run_fit(
     frames = {"shard": plan.rows} | ({} if plan.held_out is None else {"validation": plan.held_out})
     dealing = Dealing(
         context, driver, run, frames, partial(_work_of, plan.packed), least=plan.least_ranks, most=plan.most_ranks,
-        timeout_s=plan.layout.timeout_s,
+        one_each=plan.layout.ranks is None, timeout_s=plan.layout.timeout_s,
     )  # fmt: skip
     staff = dealing.begin(plan.shards_of_rank)
     history, stopping = TrainingHistory(), plan.stop and StoppingState(plan.stop)

@@ -196,8 +196,9 @@ def _staffed(
         frames = {"shard": check_dataframe(data, columns, bad_rows=plan.bad_rows)}
         steps = replace(steps, columns=columns)
     dealing = Dealing(
-        context, driver, run, frames, partial(_work_of, steps), least=size, most=size, timeout_s=plan.layout.timeout_s
-    )
+        context, driver, run, frames, partial(_work_of, steps), least=size, most=size,
+        one_each=plan.layout.ranks is None, timeout_s=plan.layout.timeout_s,
+    )  # fmt: skip
     staff = dealing.begin([(rank,) for rank in range(size)])
     return staff, None if isinstance(data, RDD) else dealing
 

@@ -160,7 +160,7 @@ class GroupRunner:
         """
         pickled: bytes = cloudpickle.dumps(order)  # type: ignore[no-untyped-call]
         self._commit(boundary)
-        retries = Retries(self._layout.timeout_s)
+        retries: Retries | None = None
         while True:
             try:
                 if self._prepared is None:
@@ -171,9 +171,10 @@ class GroupRunner:
             except Misplaced as error:
                 self._prepared = None
                 _log.info("run=%s %s: is started again: %s", self.run[:4], title, error)
+                retries = retries or Retries(self._layout.timeout_s)
                 retries.pause_or_raise(error)
             except Recoverable as error:
-                self._prepared = None
+                self._prepared, retries = None, None
                 self._faults.notice(f"{title}: {error}")
                 self._faults.count(error)
                 await_verdict(self._silent, self._driver.hosts)

@@ -11,6 +11,7 @@ import gc
 import os
 import time
 from contextlib import suppress
+from functools import partial
 
 import torch._dynamo  # noqa: F401 - any torch optimizer loads it, for a second
 
@@ -43,9 +44,17 @@ def stand_by() -> Farewell:
         reader, writer = os.pipe()
         if os.fork():
             os.close(reader)
+            os.register_at_fork(
+                after_in_child=partial(_close, writer)
+            )  # a child of user code must not seem the resident
             return Farewell(writer)
         os.close(writer)
         begun = time.monotonic()
         if os.read(reader, 1) or time.monotonic() - begun < _LEAST_LIFE_S:
             os._exit(0)
         os.close(reader)
+
+
+def _close(pipe: int) -> None:
+    with suppress(OSError):
+        os.close(pipe)

@@ -93,7 +93,8 @@ def _needed(then: Sequence[Sequence[Slice]], wanted: Sequence[Slice], rank: int)
     fitting = [of for of, owned in enumerate(then) if list(owned) == list(wanted)]
     if fitting:
         return [rank if rank in fitting else fitting[rank % len(fitting)]]
-    return [of for of, owned in enumerate(then) if any(overlaps(owned, wanted))]
+    found = [of for of, owned in enumerate(then) if any(overlaps(owned, wanted))]
+    return found or [rank % len(then)]  # who owns nothing needs what is the same in all
 
 
 def owned_of(state: State) -> list[Slice]:

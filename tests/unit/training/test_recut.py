@@ -11,9 +11,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.slices import Slice
 from mizzle.errors import ConfigError
-from mizzle.training.recut import OWNED, SPANS, State, overlaps, recut, within
+from mizzle.training.recut import OWNED, SPANS, State, needed, overlaps, part_of, recut, within
 from unit.training.runs import PLACEMENTS, SCATTERED, Mlp, Training, digits, train
 
 
@@ -77,6 +78,22 @@ def test_what_nobody_has_is_refused_and_so_is_what_two_have() -> None:
         recut(parts, [Slice(0, 60)])
     with pytest.raises(ConfigError, match="3 states hold 70 of the 50 elements"):
         recut([*parts, parts[0]], [Slice(0, 50)])
+
+
+@given(st.integers(0, 9000), st.integers(1, 9), st.integers(1, 9))
+def test_whoever_comes_gets_his_elements_from_those_he_needs(size: int, then: int, now: int) -> None:
+    layout = ExchangeLayout(size, 1, ((0,),))
+    before, after = ([list(layout.among(n).owned(rank)) for rank in range(n)] for n in (then, now))
+    states = [state_of_range(size, owned) for owned in before]
+    for wanted, needs in zip(after, needed(before, after), strict=True):
+        parts = [part_of(states[of], wanted) if before[of] != wanted else states[of] for of in needs]
+        tensors, _ = recut(parts, wanted)
+        assert tensors["weights"].tolist() == elements(wanted)
+
+
+def state_of_range(size: int, owned: list[Slice]) -> State:
+    tensors = {"weights": torch.tensor(elements(owned), dtype=torch.int64)}
+    return tensors, {OWNED: [[own.start, own.stop] for own in owned], SPANS: {"weights": [0, size]}}
 
 
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {

@@ -45,7 +45,8 @@ final class Admission {
     deadlineNs = System.nanoTime() + Integer.toUnsignedLong(frame.body.getInt()) * 1_000_000;
     String control = frame.string();
     List<Integer> preferred = Join.ranks(frame);
-    if (arena.rank() >= 0) {
+    // It orders several ranks in one executor; the driver's list, where there is one, counts more.
+    if (arena.rank() >= 0 && (preferred.isEmpty() || preferred.contains(arena.rank()))) {
       preferred.add(0, arena.rank());
     }
     Shelf shelf = new Shelf(bridge.blocks(), bridge.removals());

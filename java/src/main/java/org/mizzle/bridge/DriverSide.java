@@ -6,6 +6,7 @@ import java.nio.ByteBuffer;
 import java.util.HashSet;
 import java.util.Map;
 import java.util.Set;
+import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.atomic.LongAdder;
 import org.apache.spark.SparkContext;
 import org.apache.spark.api.plugin.DriverPlugin;
@@ -37,6 +38,8 @@ public final class DriverSide implements DriverPlugin {
   private final Rendezvous rendezvous = new Rendezvous(DriverSide::nowMs);
   private Roster roster = new Roster(new Pulse(DriverSide::nowMs, Long.MAX_VALUE));
   private SparkContext context;
+  /** Executors that hung: Spark was told, once. */
+  private final Set<String> replaced = ConcurrentHashMap.newKeySet();
   private final Attempts attempts = new Attempts();
   private final LongAdder messages = new LongAdder();
   private final LongAdder leases = new LongAdder();
@@ -146,9 +149,14 @@ public final class DriverSide implements DriverPlugin {
     return roster;
   }
 
-  /** Has Spark end an executor that hangs, and start another one in its place. */
+  /** Has Spark end an executor that hangs, and start another one in its place; returns at once. */
   void replace(String executorId) {
-    context.killAndReplaceExecutor(executorId);
+    if (replaced.add(executorId)) {
+      Thread thread = new Thread(
+          () -> context.killAndReplaceExecutor(executorId), "mizzle-replace-" + executorId);
+      thread.setDaemon(true);
+      thread.start();
+    }
   }
 
   /** One line a living executor whose bridge has reported and is not silent: "executor id TAB description". */

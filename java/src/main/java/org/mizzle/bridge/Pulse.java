@@ -13,8 +13,13 @@ import java.util.function.LongSupplier;
  * waits two minutes for it. Pure: time comes from outside; guarded by this.
  */
 final class Pulse {
+  /** Who looks so seldom was itself not running: what was sent meanwhile is still to be read. */
+  private static final long PAUSED_MS = 2_000;
+
   private final LongSupplier clockMs;
   private final long limitMs;
+  private long lookedMs;
+  private long judgedSinceMs;
   private final Map<String, Long> heardMs = new HashMap<>();
   /** By run, the executors that must be heard of, and since when. */
   private final Map<String, Expected> expected = new HashMap<>();
@@ -25,6 +30,7 @@ final class Pulse {
   Pulse(LongSupplier clockMs, long limitMs) {
     this.clockMs = clockMs;
     this.limitMs = limitMs;
+    lookedMs = clockMs.getAsLong();
   }
 
   /** A bridge has spoken: whatever was thought of it, it is there. */
@@ -51,9 +57,14 @@ final class Pulse {
   /** All that have fallen silent, now or before, and were not heard of since. */
   synchronized Set<String> silent() {
     long now = clockMs.getAsLong();
+    if (now - lookedMs > PAUSED_MS) {
+      judgedSinceMs = now;
+    }
+    lookedMs = now;
     for (Expected one : expected.values()) {
       for (String executorId : one.executorIds) {
-        long last = Math.max(one.sinceMs, heardMs.getOrDefault(executorId, one.sinceMs));
+        long since = Math.max(one.sinceMs, judgedSinceMs);
+        long last = Math.max(since, heardMs.getOrDefault(executorId, since));
         if (now - last > limitMs) {
           silent.add(executorId);
         }
