@@ -47,8 +47,8 @@ def test_a_killed_process_ends_the_group_at_once_and_says_so(seen: dict[str, Any
 
 def test_a_killed_executor_ends_the_group_too(seen: dict[str, Any]) -> None:
     statuses = {one["status"] for one in seen["executor killed"]}
-    assert "AWAY" in statuses, seen["executor killed"]
-    assert "OUTCOME" not in statuses
+    # The driver knew of it before the second attempt of its task told, or not.
+    assert statuses <= {"AWAY", "MISSING"}, seen["executor killed"]
     assert outcomes(seen["after executor"]) == BOTH
 
 
