@@ -16,7 +16,7 @@ JAR := src/mizzle/spark/jars/mizzle-bridge.jar
 JAVA := $(shell find java/src/main -type f)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup fmt lint types layers unit test cluster jar wheel bench check clean demo
+.PHONY: help setup fmt lint types layers unit test cluster chaos jar wheel bench check clean demo
 
 help:     ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -40,6 +40,8 @@ unit: $(READY) ## the tests that start no JVM
 	$(BIN)/python -m pytest tests/unit
 cluster: setup ## the tests on Spark
 	$(BIN)/python -m pytest tests/cluster
+chaos: setup ## the tests that kill ranks and executors
+	$(BIN)/python -m pytest tests/chaos
 jar: $(READY) ## compile the Java bridge into the package, also when no source changed
 	$(BIN)/python hatch_build.py
 wheel: $(READY) ## build dist/mizzle-*.whl with the jar inside
