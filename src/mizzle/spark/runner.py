@@ -174,9 +174,8 @@ class GroupRunner:
                 retries = retries or Retries(self._layout.timeout_s)
                 retries.pause_or_raise(error)
             except Recoverable as error:
-                self._prepared, retries = None, None
-                self._faults.notice(f"{title}: {error}")
-                self._faults.count(error)
+                retries = None
+                self._survive(title, error)
                 await_verdict(self._silent, self._driver.hosts)
             except BaseException:
                 self._prepared = None
@@ -204,9 +203,13 @@ class GroupRunner:
             try:
                 return found, self.fetch(wanted(found))
             except PeerLost as error:
-                self._prepared = None
-                self._faults.notice(f"{title}: {error}")
-                self._faults.count(error)
+                self._survive(title, error)
+
+    def _survive(self, title: str, error: Recoverable) -> None:
+        """The ranks settle anew, unless that has not helped before: then ``error`` is raised."""
+        self._prepared = None
+        self._faults.notice(f"{title}: {error}")
+        self._faults.count(error)
 
     def _commit(self, boundary: int) -> None:
         """All ranks have told that they keep their states at this boundary, and the copies given to them."""

@@ -44,8 +44,8 @@ public final class GroupJobs {
    * Runs one group, with the calling thread's local properties, and returns what became of each
    * task: u16 count, then for each u32 length and the bytes of its result. Once a task has found
    * nobody to do its part, or a process has died, the others are cancelled, and a moment after a
-   * rank has failed too, or an executor is gone or hangs; those that had no result by then have length 0. Whatever else ends the job
-   * is thrown, a cancellation by anybody else too.
+   * rank has failed too, or an executor is gone or hangs; those that had no result by then have
+   * length 0. Whatever else ends the job is thrown, a cancellation by anybody else too.
    */
   public static byte[] run(GroupRdd ranks, long group, byte[] order) {
     int count = ranks.getNumPartitions();

@@ -33,19 +33,15 @@ final class GroupResults implements AutoCloseable {
     results[task] = result;
     if (result[0] == GroupAttempt.FAILED) {
       if (cancelling == null) {
-        cancelling = timer.schedule(this::cancel, failingMs, TimeUnit.MILLISECONDS);
+        cancelling = timer.schedule(this::giveUp, failingMs, TimeUnit.MILLISECONDS);
       }
     } else if (result[0] != GroupAttempt.OUTCOME) {
-      cancel();
+      giveUp();
     }
   }
 
   /** Who has said nothing yet will not: the rest is cancelled. */
   synchronized void giveUp() {
-    cancel();
-  }
-
-  private synchronized void cancel() {
     if (!isCancelled && !isClosed) {
       isCancelled = true;
       cancelRest.run();

@@ -12,7 +12,8 @@ import org.slf4j.LoggerFactory;
 /**
  * Asks the driver again and again which runs have ended, or have come to another generation, and
  * lets go of all that this executor holds of them; so the driver hears that the executor is not
- * hung. Before that it tells the driver that the bridge is there. It has the one thread that waits for the driver's answers.
+ * hung. Before that it tells the driver that the bridge is there. It has the one thread that waits
+ * for the driver's answers.
  */
 final class Leases implements Closeable {
   private static final Logger LOG = LoggerFactory.getLogger(Leases.class);
