@@ -16,8 +16,9 @@ from mizzle.scheduling.tuner import TunerConfig, sizer_for
 from mizzle.spark.course import play
 from mizzle.spark.dealing import Dealing
 from mizzle.spark.driver import DriverSide
+from mizzle.spark.fetching import Memory
 from mizzle.spark.progress import TrainingProgress
-from mizzle.spark.runner import GroupRunner, Memory
+from mizzle.spark.runner import GroupRunner
 from mizzle.spark.train_task import Finished, FinishOrder, TrainOrder, TrainWork
 from mizzle.spark.validate import CheckedFrame
 from mizzle.training.group_metrics import GroupMetrics

@@ -8,37 +8,32 @@ generation: what they published is never published again under the same names.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from py4j.protocol import Py4JError
-from pyspark import RDD, Broadcast, SparkContext, TaskContext, cloudpickle
+from pyspark import RDD, Broadcast, SparkContext, cloudpickle
 from pyspark.errors import PySparkException
 
 from mizzle.config import RunConfig
 from mizzle.errors import Misplaced, PeerLost, Recoverable, StateLost
 from mizzle.scheduling.plan import Group
 from mizzle.spark.driver import DriverSide
+from mizzle.spark.fetching import Memory, fetched
 from mizzle.spark.hiring import Hiring
 from mizzle.spark.jobs import RunJobs
 from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
 from mizzle.spark.orders import Committed, JoinTerms
 from mizzle.spark.outcome import Failure, Outcome, raise_cause
-from mizzle.spark.placement import drain, here, placed
+from mizzle.spark.placement import placed
 from mizzle.spark.recovery import Faults, Retries, await_verdict
 from mizzle.training.history import FaultRecord
 
 _log = logging.getLogger(__name__)
-_PIECE_BYTES = 8 * 1024 * 1024
-"""Of one task's result, of which Spark makes several copies in the heaps of executor and driver."""
-_PIECES_AT_ONCE = 8
-_COPY_WAITS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +52,6 @@ class GroupRun:
     spans: list[float]
     wall_s: float
     driver_cpu_s: float
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Where a rank left something large for the driver to fetch: a region of its arena.
-
-    Attributes:
-        path: the region, on the rank's host.
-        num_bytes: how much of it counts.
-    """
-
-    path: str
-    num_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,30 +213,10 @@ class GroupRunner:
         Raises:
             Misplaced: some slot there is taken by other jobs all the time.
         """
-        found = [bytearray() for _ in wanted]
-        pieces = [piece for number, (rank, memory) in enumerate(wanted) for piece in self._cut(number, rank, memory)]
-        for start in range(0, len(pieces), _PIECES_AT_ONCE):
-            some = pieces[start : start + _PIECES_AT_ONCE]
-            for piece, part in zip(some, self._read(some), strict=True):
-                found[piece.number] += part
-        return [bytes(one) for one in found]
-
-    def _cut(self, number: int, rank: int, memory: Memory) -> list[_Piece]:
-        return [
-            _Piece(number, self._executors[rank], memory.path, at, min(_PIECE_BYTES, memory.num_bytes - at))
-            for at in range(0, memory.num_bytes, _PIECE_BYTES)
-        ]
-
-    def _read(self, pieces: Sequence[_Piece]) -> list[bytes]:
-        """One job, with a task for each piece."""
-        retries = Retries(self._layout.timeout_s)
-        while True:
-            tasks = placed(self._context, self._locations([piece.executor for piece in pieces]))
-            read = tasks.mapPartitionsWithIndex(partial(_read_memory, pieces))
-            found: dict[int, bytes] = dict(self._jobs.run("results", read.collect))
-            if all(len(found.get(at, b"")) == piece.num_bytes for at, piece in enumerate(pieces)):
-                return [found[at] for at in range(len(pieces))]
-            retries.pause_or_raise(Misplaced("a task was started away from the executor where a result lies"))
+        return fetched(
+            self._context, self._jobs, wanted, executors=self._executors, locations=self._locations,
+            timeout_s=self._layout.timeout_s,
+        )  # fmt: skip
 
     def __enter__(self) -> Self:
         """Itself."""
@@ -370,30 +332,3 @@ def _outcome(result: TaskResult) -> Outcome:
         outcome: Outcome = cloudpickle.loads(result.body)
         return outcome
     return Outcome(-1, result.rank, failure=Failure.of(PeerLost(result.rank, result.body.decode())))
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A part of something large that a rank left: number ``number`` of what is wanted."""
-
-    number: int
-    executor: str
-    path: str
-    start: int
-    num_bytes: int
-
-
-def _read_memory(pieces: Sequence[_Piece], task: int, rows: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
-    """Runs on an executor: a piece, or nothing on another executor than the one that holds it."""
-    drain(rows)
-    piece = pieces[task]
-    if here() != piece.executor:
-        context = TaskContext.get()
-        if context is not None and context.attemptNumber() > 0:
-            # A speculative copy must not win with nothing over the attempt that is at the right place: it waits to be
-            # killed when that one is done.
-            threading.Event().wait(_COPY_WAITS_S)
-        return
-    with Path(piece.path).open("rb") as file:
-        file.seek(piece.start)
-        yield task, file.read(piece.num_bytes)

@@ -19,8 +19,8 @@ from mizzle.collectives.arrays import Array, ArrayT
 from mizzle.errors import ConfigError, Misplaced, TaskFailed
 from mizzle.scheduling.plan import Group
 from mizzle.spark.boundary import Keeper, State
+from mizzle.spark.fetching import Memory
 from mizzle.spark.orders import Committed
-from mizzle.spark.runner import Memory
 from mizzle.spark.worker import RankContext
 from mizzle.training.columns import Columns
 from mizzle.training.group_metrics import GroupMetrics

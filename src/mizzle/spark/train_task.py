@@ -23,8 +23,8 @@ from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.errors import DataError, Misplaced
 from mizzle.scheduling.plan import Group
 from mizzle.spark.boundary import Keeper, State
+from mizzle.spark.fetching import Memory
 from mizzle.spark.orders import Committed
-from mizzle.spark.runner import Memory
 from mizzle.spark.worker import RankContext
 from mizzle.training.columns import Columns
 from mizzle.training.group_metrics import GroupMetrics
