@@ -74,6 +74,10 @@ class StateLost(MizzleError):
     """A part of the run's last boundary is in no memory any more: a state and its copy. Start the run again."""
 
 
+class CheckpointError(MizzleError):
+    """A checkpoint cannot be written, or one was refused as damaged or forged: names the file, why, and the remedy."""
+
+
 class BlockExists(MizzleError):
     """A block of this name was put before: blocks are immutable and names are never used twice."""
 

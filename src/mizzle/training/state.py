@@ -11,6 +11,7 @@ import json
 import math
 import struct
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -22,6 +23,9 @@ _LENGTH = struct.Struct("<Q")
 # Spaces behind the header, as the format allows: a counter that gains a digit does not make a state longer, so that
 # the region of one boundary serves the next. It also puts the tensors at the beginning of a page.
 _HEADER_UNIT = 4096
+HEADER_LIMIT = 16 * 2**20
+"""Bytes: the names of 100 000 tensors, and what a forged header may make us read. The format allows 100 MB."""
+_MAX_DIMS = 64  # torch's own limit
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
@@ -42,7 +46,7 @@ class PackedState:
         num_bytes: length of what `write` writes.
 
     Raises:
-        ModelError: a tensor's dtype cannot be saved; the message names it.
+        ModelError: a tensor's dtype cannot be saved; the message names it. Or there are too many tensors.
     """
 
     def __init__(
@@ -67,6 +71,8 @@ class PackedState:
             header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [begin, at]}
         text = json.dumps(header).encode()
         padded = -(-(_LENGTH.size + len(text)) // _HEADER_UNIT) * _HEADER_UNIT - _LENGTH.size
+        if padded > HEADER_LIMIT:
+            raise ModelError(f"the names of {len(header) - 1} tensors take {padded} bytes, at most {HEADER_LIMIT} fit")
         self._head = _LENGTH.pack(padded) + text.ljust(padded)
         self.num_bytes = len(self._head) + at
 
@@ -118,26 +124,88 @@ def unpack_state(raw: bytes | bytearray | memoryview) -> tuple[dict[str, torch.T
     view = memoryview(raw).cast("B")
     if view.readonly:
         view = memoryview(bytearray(view))  # torch has no read-only tensors
+    header = read_header(view, len(view))
+    data = view[header.num_bytes :]
+    tensors = {
+        name: _over(data, _DTYPES[dtype], torch.Size(shape), start)
+        for name, (dtype, shape, start) in header.tensors.items()
+    }
+    return tensors, header.scalars
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What stands before the tensors of a state.
+
+    Attributes:
+        num_bytes: of the header, its length included: there the tensors begin.
+        tensors: by name the dtype as the format names it, the shape, and the first byte behind the header.
+        scalars: those of the state.
+    """
+
+    num_bytes: int
+    tensors: Mapping[str, tuple[str, tuple[int, ...], int]]
+    scalars: dict[str, Any]
+
+
+def header_bytes(raw: bytes | bytearray | memoryview, num_bytes: int) -> int:
+    """How long the header of a state is, looking at its first 8 bytes only.
+
+    Args:
+        raw: the beginning of a state.
+        num_bytes: length of the whole.
+
+    Raises:
+        ConfigError: no header of that length can stand there.
+    """
+    length = _LENGTH.unpack_from(raw)[0] if len(raw) >= _LENGTH.size else num_bytes
+    if length > min(HEADER_LIMIT, num_bytes - _LENGTH.size):
+        raise ConfigError(f"{num_bytes} bytes given as a state are not one: its header cannot be {length} bytes long")
+    return int(_LENGTH.size + length)
+
+
+def read_header(raw: bytes | bytearray | memoryview, num_bytes: int) -> Header:
+    """Read and check the header of a state; its tensors need not be at hand.
+
+    Args:
+        raw: the beginning of a state, at least `header_bytes` long.
+        num_bytes: length of the whole.
+
+    Raises:
+        ConfigError: these are not the bytes of a state.
+    """
+    length = header_bytes(raw, num_bytes)
     try:
-        (length,) = _LENGTH.unpack_from(view)
-        header = json.loads(bytes(view[_LENGTH.size : _LENGTH.size + length]))
-        scalars: dict[str, Any] = json.loads(header["__metadata__"][_KEY])
-        data = view[_LENGTH.size + length :]
-        tensors = {name: _read(data, **entry) for name, entry in header.items() if name != "__metadata__"}
-        spans = sorted(entry["data_offsets"] for name, entry in header.items() if name != "__metadata__")
-    except (KeyError, TypeError, ValueError, struct.error) as error:
-        raise ConfigError(f"{len(view)} bytes given as a state are not one: {error}") from error
+        header = json.loads(bytes(memoryview(raw)[_LENGTH.size : length]), object_pairs_hook=_once)
+        scalars: dict[str, Any] = json.loads(header.pop("__metadata__")[_KEY])
+        if not isinstance(scalars, dict):
+            raise TypeError("its scalars have no names")  # noqa: TRY301 - caught with all other ways to be wrong
+        spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
+        tensors = {name: _entry(**entry) for name, entry in header.items()}
+    except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+        raise ConfigError(f"{num_bytes} bytes given as a state are not one: {error}") from error
     # one behind the other, as the format wants it: no byte belongs to two tensors or to none
-    if [0, *(stop for _, stop in spans)] != [*(start for start, _ in spans), len(data)]:
-        raise ConfigError(f"{len(view)} bytes given as a state are not one: its tensors leave gaps or overlap")
-    return tensors, scalars
+    if [0, *(stop for _, stop in spans)] != [*(start for start, _ in spans), num_bytes - length]:
+        raise ConfigError(f"{num_bytes} bytes given as a state are not one: its tensors leave gaps or overlap")
+    return Header(length, tensors, scalars)
 
 
-def _read(data: memoryview, *, dtype: str, shape: list[int], data_offsets: list[int]) -> torch.Tensor:
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name comes twice")
+    return found
+
+
+def _entry(*, dtype: str, shape: list[int], data_offsets: list[int]) -> tuple[str, tuple[int, ...], int]:
     start, stop = data_offsets
-    if min(shape, default=0) < 0 or stop - start != math.prod(shape) * _DTYPES[dtype].itemsize:
+    if {type(number) for number in (*shape, start, stop)} != {int} or len(shape) > _MAX_DIMS:
+        raise ValueError(f"no tensor has shape {shape[:_MAX_DIMS]}")
+    if min(shape, default=0) < 0 or math.prod(max(1, size) for size in shape) >= 2**60:
+        raise ValueError(f"no tensor has shape {shape}")
+    if stop - start != math.prod(shape) * _DTYPES[dtype].itemsize:
         raise ValueError(f"{stop - start} bytes hold no {dtype} of shape {shape}")
-    return _over(data, _DTYPES[dtype], torch.Size(shape), start)
+    return dtype, tuple(shape), start
 
 
 def _over(view: memoryview, dtype: torch.dtype, shape: torch.Size, offset: int) -> torch.Tensor:

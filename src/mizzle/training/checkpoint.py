@@ -1,0 +1,371 @@
+"""Checkpoints on storage: whole or absent at every moment, read as if a stranger had written them.
+
+Each save goes to a folder of its own, with a nonce in its name, so that nobody overwrites anything: first the parts, by
+the ranks, then the manifest, by the driver. A folder without a manifest is no checkpoint, and there is no file that
+says which one is the latest: that is the one with most iterations among those whose content is what their manifest
+says. Nothing is unpickled. `docs/checkpoints.md` has the format, and what survives what.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import secrets
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import pyarrow.fs
+
+from mizzle.errors import CheckpointError, ConfigError
+from mizzle.training.manifest import FROZEN, MANIFEST, MAX_BYTES, WEIGHTS, Manifest, Part, iteration_of, part_file
+from mizzle.training.recut import OWNED, SPANS
+from mizzle.training.state import Header, header_bytes, read_header
+from mizzle.training.storage import PIECE_BYTES, Source, Storage, pieces, storage_of
+
+logger = logging.getLogger(__name__)
+
+_READERS = 4
+_PEEK = 8  # bytes that tell how long the header of a state is
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A folder of the store, not looked into.
+
+    Attributes:
+        name: of the checkpoint.
+        iteration: from its name.
+        committed: it has a manifest; else it is what a broken or unfinished save has left.
+    """
+
+    name: str
+    iteration: int
+    committed: bool
+
+
+class CheckpointStore:
+    """The checkpoints of one run, at one path. Pickles, so that executors write and read through copies of it.
+
+    One driver at a time saves there; many may read.
+
+    Args:
+        path: a local path that all machines see, or a URI (s3://, hdfs://, gs://...); with ``filesystem`` a path on it.
+        filesystem: of pyarrow's, for what a URI cannot say.
+
+    Raises:
+        CheckpointError: pyarrow knows no file system for the URI.
+    """
+
+    def __init__(self, path: str, filesystem: pyarrow.fs.FileSystem | None = None) -> None:
+        """See the class."""
+        self._storage: Storage = storage_of(path, filesystem)
+
+    @property
+    def path(self) -> str:
+        """Where they lie."""
+        return self._storage.path
+
+    def begin(self, iteration: int) -> str:
+        """Make room for a new checkpoint.
+
+        Args:
+            iteration: iterations done.
+
+        Returns:
+            Its name, which no other will ever have.
+
+        Raises:
+            CheckpointError: nothing can be written there.
+        """
+        name = f"ck-{iteration:012d}-{secrets.token_hex(8)}"
+        with self._explained(name, needed=0):
+            self._storage.make(name)
+        return name
+
+    def write_part(
+        self, name: str, rank: int, content: bytes | bytearray | memoryview, owned: Sequence[tuple[int, int]] = ()
+    ) -> Part:
+        """Write a rank's state, once; when it returns, a crash of the machine does not harm it.
+
+        Args:
+            name: from `begin`.
+            rank: that left the state.
+            content: the state, as `PackedState` wrote it.
+            owned: the ranges [start, stop) of the flat vector that it holds.
+
+        Returns:
+            What the manifest needs.
+
+        Raises:
+            CheckpointError: it could not be written; nothing else of the store was touched.
+        """
+        return self._write(name, part_file(rank), memoryview(content), owned)
+
+    def write_frozen(self, name: str, content: bytes | bytearray | memoryview) -> Part:
+        """Write what is not trained, as `mizzle.training.export.describe` packs it. See `write_part`."""
+        return self._write(name, FROZEN, memoryview(content), ())
+
+    def commit(self, manifest: Manifest) -> None:
+        """Write the manifest: from then on the checkpoint is there. On the driver, when all files are written.
+
+        Raises:
+            CheckpointError: a file is not there, or not of its size; or the manifest cannot be written.
+        """
+        name, raw = manifest.name, manifest.to_json()
+        for part in manifest.files:
+            with self._explained(name, part.file):
+                num_bytes = self._storage.num_bytes(name, part.file)
+            if num_bytes != part.num_bytes:
+                raise self._error(
+                    name, part.file, f"was written with {part.num_bytes} bytes, but the driver sees "
+                    f"{'no such file' if num_bytes is None else num_bytes}: keep checkpoints where all machines see "
+                    "the same files",
+                )  # fmt: skip
+        with self._explained(name, MANIFEST, needed=len(raw)):
+            if self._storage.num_bytes(name, MANIFEST) is not None:
+                raise FileExistsError(errno.EEXIST, "it is committed already")
+            self._storage.write_last(name, MANIFEST, raw)
+
+    def listed(self) -> list[Listed]:
+        """All checkpoints, most iterations first, not verified, and what broken saves have left.
+
+        Raises:
+            CheckpointError: the path cannot be read.
+        """
+        with self._explained():
+            found = self._storage.folders()
+        return [
+            # what is no folder cannot be a leftover of ours: reading it will say what is wrong
+            Listed(name, iteration, files is None or MANIFEST in files)
+            for name, files in sorted(found.items(), reverse=True)
+            if (iteration := iteration_of(name)) is not None
+        ]
+
+    def read(self, name: str) -> Manifest:
+        """A checkpoint's manifest, checked by itself; its files are not looked at.
+
+        Raises:
+            CheckpointError: there is no such checkpoint, or its manifest is damaged.
+        """
+        if iteration_of(name) is None:
+            raise CheckpointError(f"{name!r} is no name of a checkpoint: `mizzle ckpt ls {self.path}` lists them")
+        with self._explained(name, MANIFEST), self._storage.open(name, MANIFEST) as source:
+            raw = bytearray(min(source.num_bytes, MAX_BYTES + 1))
+            _fill(source, memoryview(raw))
+        try:
+            manifest = Manifest.of_json(bytes(raw))
+        except CheckpointError as error:
+            raise self._error(name, MANIFEST, str(error).removeprefix(f"{MANIFEST} ")) from error
+        if manifest.name != name:
+            raise self._error(name, MANIFEST, f"is that of {manifest.name}: it was moved here")
+        return manifest
+
+    def read_part(self, name: str, part: Part) -> bytearray:
+        """A file's content, after its length and SHA-256 were compared with what the manifest says.
+
+        Raises:
+            CheckpointError: it is damaged; or there is not enough memory.
+        """
+        with self._opened(name, part) as (source, head):
+            try:
+                memory = bytearray(part.num_bytes)
+            except MemoryError as error:
+                raise self._error(name, part.file, f"needs {part.num_bytes} bytes of memory") from error
+            self._read_into(name, part, source, head, memoryview(memory))
+        return memory
+
+    def read_part_into(self, name: str, part: Part, memory: memoryview) -> None:
+        """The same into given memory: writable, ``part.num_bytes`` long. What is in it after an error is worthless."""
+        view = memory.cast("B")
+        if len(view) != part.num_bytes:
+            raise ConfigError(f"{part.file} has {part.num_bytes} bytes, not {len(view)}: give just that memory")
+        with self._opened(name, part) as (source, head):
+            self._read_into(name, part, source, head, view)
+
+    def check_part(self, name: str, part: Part) -> Header:
+        """Read a file again, without keeping it, and parse what can be parsed of it.
+
+        Returns:
+            The header of the state in it.
+
+        Raises:
+            CheckpointError: it is damaged, or no state, or one of other ranges than the manifest says.
+        """
+        with self._opened(name, part) as (source, head):
+            digest = hashlib.sha256()
+            header = memoryview(bytearray(header_bytes(head, part.num_bytes)))
+            header[:_PEEK] = head
+            with self._explained(name, part.file):
+                _fill(source, header[_PEEK:])
+                digest.update(header)
+                spare = memoryview(bytearray(min(PIECE_BYTES, part.num_bytes - len(header))))
+                rest = part.num_bytes - len(header)
+                while rest:
+                    piece = spare[: min(rest, len(spare))]
+                    _fill(source, piece)
+                    digest.update(piece)
+                    rest -= len(piece)
+            self._compare(name, part, digest.hexdigest())
+        try:
+            found = read_header(header, part.num_bytes)
+            if part.file != FROZEN:
+                _check_state(part, found)
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            raise self._error(name, part.file, f"is no state of a rank: {error}") from error
+        return found
+
+    def verify(self, name: str) -> Manifest:
+        """Read all of a checkpoint and compare it with its manifest.
+
+        Raises:
+            CheckpointError: names the file that is damaged and what is wrong with it.
+        """
+        manifest = self.read(name)
+        with ThreadPoolExecutor(_READERS) as pool:
+            headers = list(pool.map(lambda part: self.check_part(name, part), manifest.files))
+        states = headers[: len(manifest.parts)]
+        for part, header in zip(manifest.parts, states, strict=True):
+            alike = header.scalars.get("signature") == states[0].scalars.get("signature")
+            if not alike or header.tensors.keys() != states[0].tensors.keys():
+                raise self._error(name, part.file, "is a state of another model than the other parts")
+        known = {WEIGHTS}.union(*(header.tensors for header in headers))
+        lost = [one.name for one in manifest.parameters if one.tensor not in known]
+        if lost:
+            raise self._error(name, MANIFEST, f"names tensors that are in no file: {', '.join(lost[:5])}")
+        return manifest
+
+    def newest_valid(self) -> tuple[str, Manifest] | None:
+        """The checkpoint with most iterations that `verify` accepts, and None where there is none.
+
+        What is damaged is passed over, with a warning in the log that names the file.
+
+        Raises:
+            CheckpointError: the path cannot be read.
+        """
+        for one in self.listed():
+            if not one.committed:
+                continue
+            try:
+                return one.name, self.verify(one.name)
+            except CheckpointError as error:
+                logger.warning("checkpoint=%s passed over: %s", one.name, error)
+        return None
+
+    def retain(self, keep: int, protect: Collection[str] = (), checked: Collection[str] = ()) -> None:
+        """Remove what is older than the newest valid checkpoint and ``keep - 1`` more, and what broken saves have left.
+
+        Not while a save is under way, unless ``protect`` names it. Nothing is removed if no checkpoint is valid;
+        damaged ones of more iterations than the newest valid one stay, for somebody to look at.
+
+        Args:
+            keep: how many are kept, at least 1.
+            protect: names that are not removed.
+            checked: names whose files were all read again with `check_part` since they were committed: they are
+                taken for valid.
+
+        Raises:
+            CheckpointError: the path cannot be read, or something could not be removed: the next call tries again.
+        """
+        if keep < 1:
+            raise ConfigError(f"keep={keep}: at least one checkpoint is kept")
+        found = self.listed()
+        kept: list[str] = []
+        old: list[str] = []
+        for one in found:
+            if not one.committed or len(kept) >= keep:
+                old.append(one.name)
+            elif kept or one.name in checked or self._is_valid(one.name):
+                kept.append(one.name)
+        for name in old if kept else []:
+            if name not in protect:
+                with self._explained(name):
+                    self._storage.remove(name, MANIFEST)
+
+    def _is_valid(self, name: str) -> bool:
+        try:
+            self.verify(name)
+        except CheckpointError as error:
+            logger.warning("checkpoint=%s is not valid and stays where it is: %s", name, error)
+            return False
+        return True
+
+    def _write(self, name: str, file: str, content: memoryview, owned: Sequence[tuple[int, int]]) -> Part:
+        digest = hashlib.sha256()
+        with self._explained(name, file, needed=content.nbytes):
+            self._storage.write(name, file, content, digest.update)
+        ranges = tuple((int(start), int(stop)) for start, stop in owned if start < stop)
+        return Part(file, content.nbytes, digest.hexdigest(), ranges)
+
+    @contextmanager
+    def _opened(self, name: str, part: Part) -> Iterator[tuple[Source, bytes]]:
+        """A file of the length that the manifest says, and its first bytes, which say that it may be a state."""
+        with self._explained(name, part.file), self._storage.open(name, part.file) as source:
+            if source.num_bytes != part.num_bytes:
+                raise self._error(
+                    name, part.file, f"has {source.num_bytes} bytes, not {part.num_bytes} as its manifest says"
+                )
+            head = bytearray(min(_PEEK, part.num_bytes))
+            _fill(source, memoryview(head))
+            try:
+                header_bytes(head, part.num_bytes)
+            except ConfigError as error:
+                raise self._error(name, part.file, str(error)) from error
+            yield source, bytes(head)
+
+    def _read_into(self, name: str, part: Part, source: Source, head: bytes, memory: memoryview) -> None:
+        memory[: len(head)] = head
+        digest = hashlib.sha256(head)
+        for piece in pieces(memory[len(head) :]):
+            _fill(source, piece)
+            digest.update(piece)
+        self._compare(name, part, digest.hexdigest())
+
+    def _compare(self, name: str, part: Part, digest: str) -> None:
+        if digest != part.sha256:
+            raise self._error(
+                name, part.file, f"has the SHA-256 {digest[:12]}..., not {part.sha256[:12]}... as its manifest says"
+            )
+
+    @contextmanager
+    def _explained(self, name: str = "", file: str = "", needed: int | None = None) -> Iterator[None]:
+        """Turn errors of the file system into ours; ``needed`` bytes were to be written."""
+        try:
+            yield
+        except OSError as error:
+            reason = error.strerror or str(error)
+            if needed is not None and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+                free = self._storage.free_bytes()
+                room = "how many are free is not known" if free is None else f"{free} are free"
+                reason = f"no room for {needed} bytes, {room}: make room, keep fewer checkpoints or choose another path"
+            raise self._error(name, file, reason) from error
+
+    def _error(self, name: str, file: str, what: str) -> CheckpointError:
+        return CheckpointError(f"{'/'.join(filter(None, [self.path, name, file]))}: {what}")
+
+
+def _fill(source: Source, memory: memoryview) -> None:
+    while memory:
+        got = source.readinto(memory)
+        if not got:
+            raise OSError(errno.EIO, "it ended before its length")
+        memory = memory[got:]
+
+
+def _check_state(part: Part, header: Header) -> None:
+    """What a rank loads must hold what the manifest promises.
+
+    Raises:
+        ValueError: says what is wrong. KeyError and TypeError: something is missing, or of another type.
+    """
+    if tuple((start, stop) for start, stop in header.scalars[OWNED]) != part.owned:
+        raise ValueError("it holds other ranges than its manifest says")
+    spans = header.scalars[SPANS]
+    for name, (first, last) in spans.items():
+        length = sum(max(0, min(stop, last) - max(start, first)) for start, stop in part.owned)
+        if header.tensors[name][1] != (length,):
+            raise ValueError(f"{name!r} has shape {header.tensors[name][1]}, not {(length,)}")
+    if WEIGHTS not in spans or header.tensors[WEIGHTS][0] != "F32":
+        raise ValueError("it has no weights in float32")
