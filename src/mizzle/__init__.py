@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mizzle import models as models
+    from mizzle.config import Checkpoints as Checkpoints
     from mizzle.config import RunConfig as RunConfig
     from mizzle.spark.all_reduce import all_reduce as all_reduce
     from mizzle.spark.groups import run_group as run_group
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "Boundary": "mizzle.spark.iterate",
+    "Checkpoints": "mizzle.config",
     "ClipByNorm": "mizzle.training.clipping",
     "ClipByValue": "mizzle.training.clipping",
     "EarlyStopping": "mizzle.training.stopping",

@@ -1,10 +1,10 @@
-"""How a run is laid out on the cluster: frozen, checked when made. What is learnt (model, loss, ...) is not here."""
+"""How a run is laid out, and what it leaves in storage: frozen, checked when made. What is learnt is not here."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from mizzle.errors import ConfigError
 
@@ -98,3 +98,37 @@ class RunConfig:
         most = bounds[-1]
         if most is not None and self.shards is not None and self.shards < most:
             raise ConfigError(f"{self.shards} shards cannot be spread over {most} ranks: every rank holds one")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Checkpoints:
+    """Where and how often a training is saved, so that it survives its driver.
+
+    The ranks write their states beside the next group; a checkpoint is whole or absent (``docs/checkpoints.md``).
+
+    Attributes:
+        path: folder of this training alone, on storage that the driver and all executors reach: a local or mounted
+            path, or a URI that pyarrow knows (``s3://``, ``gs://``, ``hdfs://``).
+        every: iterations between two checkpoints, or "epoch". The last iteration is saved in any case.
+        keep: how many checkpoints stay; older ones are deleted when a new one is there. 3 forgive a damaged one or two.
+        filesystem: a ``pyarrow.fs.FileSystem`` for what a URI cannot say (end points, credentials); None: from
+            ``path``.
+        timeout_s: seconds that the last checkpoint may take, and that a run waits for it at its end. 600 s write
+            60 GB at 100 MB/s.
+    """
+
+    path: str | Path
+    every: int | Literal["epoch"] = "epoch"
+    keep: int = 3
+    filesystem: Any = None
+    timeout_s: float = 600.0
+
+    def __post_init__(self) -> None:
+        """Refuse what has no meaning."""
+        if not str(self.path):
+            raise ConfigError(f"path is {self.path!r}: give the folder for the checkpoints of this training")
+        if self.every != "epoch":
+            check_count("every", self.every, other='"epoch"')
+        check_count("keep", self.keep)
+        if self.timeout_s <= 0:
+            raise ConfigError(f"timeout_s is {self.timeout_s}: give a positive number of seconds")

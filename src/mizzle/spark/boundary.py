@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from mizzle.blocks.store import Span
 from mizzle.collectives.handover import Handover
@@ -20,6 +21,8 @@ from mizzle.spark.orders import Committed
 from mizzle.spark.worker import RankContext
 
 _PAGE = 4096
+_OWN = "state"
+"""Of a rank's own; names of copies begin otherwise."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,7 @@ class Keeper:
         found = buddies([Place(peer.host_id, peer.executor_id) for peer in context.peers])
         self._buddy = found[context.rank]
         self._parts: list[str] = []
+        self._pinned = ""
         self._sources = [rank for rank, buddy in enumerate(found) if buddy == context.rank]
 
     def keep(self, iteration: int, state: State, between: Handover) -> None:
@@ -60,7 +64,7 @@ class Keeper:
             state: of this rank.
             between: to the other ranks.
         """
-        own = self._free("state")
+        own = self._free(_OWN)
         copies = {source: self._free(f"copy{number}.") for number, source in enumerate(self._sources)}
         # The labels of what is overwritten go first, so that a torn state is never found.
         self._note({name: label for name, label in self._kept.items() if name not in {own, *copies.values()}})
@@ -136,10 +140,30 @@ class Keeper:
         region = self._context.store.region(name, max(_PAGE, 1 << max(0, num_bytes - 1).bit_length()))
         return Span(region, 0, num_bytes)
 
+    def pin(self) -> memoryview:
+        """This rank's own state at the boundary that counts; it stays until `unpin`, whatever is kept meanwhile.
+
+        Raises:
+            StateLost: it is not here.
+        """
+        me = self._context.rank
+        for name, label in self._kept.items():
+            if label["of"] == me and name.startswith(_OWN) and self._is_of_boundary(label):
+                self._pinned = name
+                return self._span(name, label["bytes"]).view
+        raise StateLost(f"rank {me} does not hold its own state at boundary {self._since.iteration}")
+
+    def unpin(self) -> None:
+        """What was pinned may be overwritten when its time comes."""
+        self._pinned = ""
+
     def _free(self, name: str) -> str:
-        """Which of the two regions of that name may be overwritten."""
-        first = f"{name}0"
-        return f"{name}1" if first in self._kept and self._is_of_boundary(self._kept[first]) else first
+        """The first region of that name that may be overwritten: of two, and a third while one is pinned."""
+        numbered = (f"{name}{number}" for number in count())
+        return next(one for one in numbered if one != self._pinned and not self._holds_boundary(one))
+
+    def _holds_boundary(self, name: str) -> bool:
+        return name in self._kept and self._is_of_boundary(self._kept[name])
 
     def _is_of_boundary(self, label: Mapping[str, int]) -> bool:
         return (label["iteration"], label["generation"]) == (self._since.iteration, self._since.generation)

@@ -43,8 +43,11 @@ def play(
     order_of: Callable[[Group], object],
     metrics_of: Callable[[Any], GroupMetrics],
     largest: Callable[[], int] | None = None,
+    *,
+    first: int = 0,
+    number: int = 0,
 ) -> Iterator[Played]:
-    """Run groups from iteration 0 until the last, or until the caller stops asking, or the ranks stopped early.
+    """Run groups until the last iteration, or until the caller stops asking, or the ranks stopped early.
 
     Args:
         runner: of the run.
@@ -53,11 +56,12 @@ def play(
         order_of: what the ranks are told for a group.
         metrics_of: what a rank returned -> its metrics; fewer iterations than ordered mean that the ranks stopped.
         largest: how many iterations an order can describe now; None: any number.
+        first: the iteration to begin with.
+        number: of the first group.
 
     Raises:
         MizzleError: as `GroupRunner.run_group` does.
     """
-    first = number = 0
     while first < triggers.num_iterations:
         size, limit = sizer.decision.size, sizer.decision.limit
         if largest is not None and largest() < size:

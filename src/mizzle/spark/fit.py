@@ -1,8 +1,11 @@
-"""One fit under way, seen from the driver: deal the rows, settle the ranks, play group after group, fetch the model."""
+"""One fit under way, seen from the driver: deal the rows, settle the ranks, play group after group, fetch the model.
+
+Where the states of a boundary are lost, it goes back to the newest checkpoint.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -11,15 +14,18 @@ import torch
 from pyspark import SparkContext, cloudpickle
 
 from mizzle.config import RunConfig
-from mizzle.scheduling.plan import EPOCH_END, Group, Triggers
+from mizzle.errors import CheckpointError, MizzleError, StateLost
+from mizzle.scheduling.plan import END, EPOCH_END, Group, Triggers
 from mizzle.scheduling.tuner import TunerConfig, sizer_for
-from mizzle.spark.course import play
+from mizzle.spark.course import Played, play
 from mizzle.spark.dealing import Dealing
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.fetching import Memory
+from mizzle.spark.part_writer import Told
 from mizzle.spark.progress import TrainingProgress
 from mizzle.spark.runner import GroupRunner
-from mizzle.spark.train_task import Finished, FinishOrder, TrainOrder, TrainWork
+from mizzle.spark.saving import Origin, Saving
+from mizzle.spark.train_task import Finished, FinishOrder, SaveOrder, TrainOrder, TrainWork
 from mizzle.spark.validate import CheckedFrame
 from mizzle.training.group_metrics import GroupMetrics
 from mizzle.training.history import TrainingHistory
@@ -31,6 +37,11 @@ from mizzle.training.trace import RankTrace, read_trace
 
 _ORDER_BYTES = 512 * 1024
 """Of hyper-parameters in one group's order: the bridge takes 1 MiB."""
+_MOST_RETURNS = 3
+"""To the same checkpoint: what comes behind it takes all copies of a state with it."""
+_MOST_LAST_SAVES = 3
+VALIDATION = "validation"
+"""Name of the trigger of a period in iterations."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +59,8 @@ class FitPlan:
         triggers: where groups end.
         layout: of the run.
         stop: when to stop early, or None.
+        origin: where it begins or goes on.
+        saving: of checkpoints, or None.
     """
 
     spec: TrainingSpec
@@ -60,12 +73,14 @@ class FitPlan:
     triggers: Triggers
     layout: RunConfig
     stop: EarlyStopping | None
+    origin: Origin
+    saving: Saving | None
 
     def validates(self, group: Group) -> bool:
         """Whether the validation rows are evaluated behind a group."""
-        fired = self.triggers.fires(group.stop)
         # Without a period of its own, validation comes with every epoch.
-        return self.held_out is not None and any(name != EPOCH_END or not self.triggers.every for name in fired)
+        usual = VALIDATION if VALIDATION in self.triggers.every else EPOCH_END
+        return self.held_out is not None and bool({usual, END} & set(self.triggers.fires(group.stop)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +101,7 @@ class Fitted:
 
 
 def run_fit(
-    context: SparkContext, driver: DriverSide, run: str, plan: FitPlan, schedule: HyperSchedule,
+    context: SparkContext, driver: DriverSide, run: str, plan: FitPlan, schedule_of: Callable[[], HyperSchedule],
     progress: TrainingProgress,
 ) -> Fitted:  # fmt: skip
     """Train.
@@ -96,37 +111,127 @@ def run_fit(
         driver: its half of the plugin.
         run: the run's id, begun.
         plan: of the fit.
-        schedule: at its start.
+        schedule_of: makes the schedule as it is at the start.
         progress: is shown every group.
     """
     frames = {"shard": plan.rows} | ({} if plan.held_out is None else {"validation": plan.held_out})
     dealing = Dealing(
-        context, driver, run, frames, partial(_work_of, plan.packed), least=plan.least_ranks, most=plan.most_ranks,
+        context, driver, run, frames, partial(_work_of, plan), least=plan.least_ranks, most=plan.most_ranks,
         one_each=plan.layout.ranks is None, timeout_s=plan.layout.timeout_s,
     )  # fmt: skip
-    staff = dealing.begin(plan.shards_of_rank)
-    history, stopping = TrainingHistory(), plan.stop and StoppingState(plan.stop)
-    sizer = sizer_for(plan.layout.group_size, TunerConfig(max_group_s=plan.layout.max_group_s))
+    staff, since = dealing.begin(plan.shards_of_rank), plan.origin.boundary
+    with GroupRunner(context, driver, run, plan.layout, staff, restaff=dealing, since=since) as runner:
+        return _Fit(plan, runner, schedule_of, progress).train()
 
-    def order_of(group: Group) -> TrainOrder:
-        return TrainOrder(group, tuple(schedule.ahead(group.size)), evaluate=plan.validates(group))
 
-    largest = partial(schedule.fits, _ORDER_BYTES)
-    with GroupRunner(context, driver, run, plan.layout, staff, restaff=dealing) as runner:
-        for played in play(runner, plan.triggers, sizer, order_of, GroupMetrics.unpack, largest):
-            history.add_group(played.record, played.metrics)
-            progress.update(history, played.record.rows, played.record.wall_s)
+class _Fit:
+    """A fit whose ranks can be ordered about."""
+
+    def __init__(
+        self, plan: FitPlan, runner: GroupRunner, schedule_of: Callable[[], HyperSchedule], progress: TrainingProgress
+    ) -> None:  # fmt: skip
+        self._plan, self._runner, self._schedule_of = plan, runner, schedule_of
+        self._saving, self._progress = plan.saving, progress
+        self._history = TrainingHistory()
+        self._returns = 0
+
+    def train(self) -> Fitted:
+        """From the plan's origin to the end, with as many returns to checkpoints as help."""
+        origin = self._plan.origin
+        while True:
+            try:
+                self._train_from(origin)
+                return self._finish()
+            except (StateLost, CheckpointError) as error:
+                origin = self._return(origin, error)
+
+    def _return(self, origin: Origin, error: MizzleError) -> Origin:
+        """Where to go on when states are lost, or the checkpoint to go on from is damaged; else ``error`` is raised."""
+        saving = self._saving
+        if saving is None:
+            raise error
+        saving.abandon()
+        if isinstance(error, CheckpointError):
+            saving.refuse(origin.checkpoint, error)
+        found = saving.newest()
+        self._returns = self._returns + 1 if found and found.iteration <= origin.iteration else 1
+        if found is None or self._returns > _MOST_RETURNS:
+            raise error
+        self._runner.go_back(found.boundary, f"the run goes back to checkpoint {found.checkpoint}: {error}")
+        return found
+
+    def _train_from(self, origin: Origin) -> None:
+        plan, history, saving = self._plan, self._history, self._saving
+        schedule = self._schedule_of()
+        schedule.skip(origin.iteration)
+        history.resume(origin.iteration, origin.evaluations)
+        stopping = None if plan.stop is None else StoppingState.of(plan.stop, origin.stopping)
+
+        def order_of(group: Group) -> TrainOrder:
+            due = "" if saving is None else saving.due(self._origin(group.first, origin, stopping))
+            return TrainOrder(group, tuple(schedule.ahead(group.size)), plan.validates(group), due)
+
+        if not (stopping and stopping.is_over):
+            self._play(origin, schedule, order_of, stopping)
+        if saving is not None:
+            self._save_the_end(saving, self._origin(history.iterations, origin, stopping))
+
+    def _play(
+        self, origin: Origin, schedule: HyperSchedule, order_of: Callable[[Group], TrainOrder],
+        stopping: StoppingState | None,
+    ) -> None:  # fmt: skip
+        sizer = sizer_for(self._plan.layout.group_size, TunerConfig(max_group_s=self._plan.layout.max_group_s))
+        for played in play(
+            self._runner, self._plan.triggers, sizer, order_of, _metrics_of, partial(schedule.fits, _ORDER_BYTES),
+            first=origin.iteration, number=origin.groups,
+        ):  # fmt: skip
+            self._note(played)
             evaluation = played.metrics[0].evaluation
             if stopping and evaluation is not None and stopping.observe(stopping.rule.value(evaluation)):
                 break
+
+    def _origin(self, iteration: int, since: Origin, stopping: StoppingState | None) -> Origin:
+        """What a checkpoint of this boundary says of the training."""
+        groups = self._history.groups
+        return Origin(
+            iteration, groups[-1].number + 1 if groups else since.groups,
+            evaluations=tuple(self._history.evaluations), stopping=None if stopping is None else stopping.as_dict(),
+        )  # fmt: skip
+
+    def _note(self, played: Played) -> None:
+        self._history.add_group(played.record, played.metrics)
+        self._progress.update(self._history, played.record.rows, played.record.wall_s)
+        if self._saving is not None:
+            told = [Told.unpack(result[1]) for result in played.results]
+            self._saving.take(told, self._runner.generation)
+
+    def _save_the_end(self, saving: Saving, origin: Origin) -> None:
+        """The last boundary is saved before the model is fetched. If it cannot be, the result is there all the same."""
+        for _ in range(_MOST_LAST_SAVES):
+            wanted = saving.wanted_at_the_end(origin)
+            if wanted is None:
+                break
+            order = SaveOrder(origin.iteration, *wanted, saving.timeout_s)
+            told = self._runner.order("the last checkpoint", order, origin.iteration).results
+            saving.take([Told.unpack(one) for one in told], self._runner.generation)
+        saving.close()
+
+    def _finish(self) -> Fitted:
+        plan, history = self._plan, self._history
         finished: list[Finished]
-        finished, (model, log, *traces) = runner.results(
+        finished, (model, log, *traces) = self._runner.results(
             "the trained model", FinishOrder(), history.iterations, _left_behind
         )
-    history.faults.extend(runner.faults)
-    history.complete(LossLog.unpack(log), plan.spec.order())
-    most = max((one.memory_bytes for one in finished), key=lambda held: sum(held.values()))
-    return Fitted(safetensors.torch.load(model), history, most, dict(enumerate(map(read_trace, traces))))
+        history.faults.extend(self._runner.faults)
+        if self._saving is not None:
+            history.checkpoints.extend(self._saving.records)
+        history.complete(LossLog.unpack(log), plan.spec.order())
+        most = max((one.memory_bytes for one in finished), key=lambda held: sum(held.values()))
+        return Fitted(safetensors.torch.load(model), history, most, dict(enumerate(map(read_trace, traces))))
+
+
+def _metrics_of(result: tuple[bytes, bytes]) -> GroupMetrics:
+    return GroupMetrics.unpack(result[0])
 
 
 def _left_behind(finished: Sequence[Finished]) -> list[tuple[int, Memory]]:
@@ -136,8 +241,9 @@ def _left_behind(finished: Sequence[Finished]) -> list[tuple[int, Memory]]:
 
 
 def _work_of(
-    packed: bytes, shards_of_rank: tuple[tuple[int, ...], ...], files: Mapping[str, Mapping[int, str]]
+    plan: FitPlan, shards_of_rank: tuple[tuple[int, ...], ...], files: Mapping[str, Mapping[int, str]]
 ) -> bytes:
-    work = TrainWork(packed, shards_of_rank, files["shard"], files.get("validation", {}))
+    store = None if plan.saving is None else plan.saving.store
+    work = TrainWork(plan.packed, shards_of_rank, files["shard"], files.get("validation", {}), store)
     pickled: bytes = cloudpickle.dumps(work)  # type: ignore[no-untyped-call]
     return pickled

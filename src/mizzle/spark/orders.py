@@ -34,18 +34,20 @@ class Committed:
 
     Attributes:
         iteration: iterations done before it.
-        generation: whose ranks left the states; -1 at the start of a run, where there are none.
+        generation: whose ranks left the states in their arenas; -1 where none did.
         size: number of those ranks.
+        checkpoint: name of the checkpoint that holds the states instead; "" where none does.
     """
 
     iteration: int = 0
     generation: int = -1
     size: int = 0
+    checkpoint: str = ""
 
     @property
     def is_start(self) -> bool:
         """Whether nothing was done yet."""
-        return self.generation < 0
+        return self.generation < 0 and not self.checkpoint
 
 
 @dataclass(frozen=True, slots=True)

@@ -95,18 +95,19 @@ class GroupRunner:
         staff: who begins.
         restaff: who goes on when executors are gone; None: nobody can.
         rows: partition i is for rank i, and the staff may be anywhere; None: the ranks get no rows this way.
+        since: the checkpoint that the run goes on from; None: it begins.
     """
 
     def __init__(
         self, context: SparkContext, driver: DriverSide, run: str, layout: RunConfig, staff: Staff, *,
-        restaff: Restaff | None = None, rows: RDD[Any] | None = None,
+        restaff: Restaff | None = None, rows: RDD[Any] | None = None, since: Committed | None = None,
     ) -> None:  # fmt: skip
         """See the class."""
         self.run = run
         self._context, self._driver, self._layout = context, driver, layout
         self._restaff, self._rows = restaff, rows
         self._generation = -1
-        self._since = Committed()
+        self._since = since or Committed()
         self._faults = Faults(run)
         self._silent: list[str] = []
         self._orders = 0
@@ -198,6 +199,16 @@ class GroupRunner:
         if boundary > self._since.iteration:
             self._since = Committed(boundary, self._generation, len(self._executors))
             self._faults.forget()
+
+    def go_back(self, since: Committed, cause: str) -> None:
+        """Go on from a checkpoint, by the executors that there are: what the boundary needs is lost."""
+        self._faults.notice(cause)
+        self._since, self._prepared = since, None
+
+    @property
+    def generation(self) -> int:
+        """Of the ranks that ran the last group."""
+        return self._generation
 
     @property
     def faults(self) -> list[FaultRecord]:

@@ -18,14 +18,18 @@ import safetensors.torch
 import torch
 from pyspark import cloudpickle
 
+from mizzle.blocks.deadline import Deadline
 from mizzle.collectives.handover import Handover
+from mizzle.collectives.slices import Slice
 from mizzle.collectives.timeline import NO_TIMELINE, Timeline
 from mizzle.errors import DataError, Misplaced
 from mizzle.scheduling.plan import Group
 from mizzle.spark.boundary import Keeper, State
 from mizzle.spark.fetching import Memory
 from mizzle.spark.orders import Committed
+from mizzle.spark.part_writer import PartWriter
 from mizzle.spark.worker import RankContext
+from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.columns import Columns
 from mizzle.training.group_metrics import GroupMetrics
 from mizzle.training.rank import RankTrainer
@@ -49,11 +53,13 @@ class TrainOrder:
         group: which iterations.
         hyper: their hyper-parameters, by iteration and parameter group.
         evaluate: whether the validation rows are evaluated behind it.
+        checkpoint: to be written, beside the group, of the boundary that it begins with; "" for none.
     """
 
     group: Group
     hyper: tuple[tuple[Mapping[str, Any], ...], ...]
     evaluate: bool
+    checkpoint: str = ""
 
     def iterations(self) -> list[IterationPlan]:
         """The group's iterations."""
@@ -62,6 +68,23 @@ class TrainOrder:
             IterationPlan(group.first + k, group.epoch, group.first_in_epoch + k, self.hyper[k])
             for k in range(group.size)
         ]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveOrder:
+    """A checkpoint is wanted now.
+
+    Attributes:
+        boundary: iterations done; committed.
+        checkpoint: name of the checkpoint: the one that is being written, or one of this boundary.
+        iteration: of that checkpoint's boundary.
+        timeout_s: how long writing it may take.
+    """
+
+    boundary: int
+    checkpoint: str
+    iteration: int
+    timeout_s: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,12 +118,14 @@ class TrainWork:
         shards_of_rank: by rank.
         paths: file of every shard.
         validation: file of every validation shard; empty without validation.
+        store: of checkpoints; None: there are none.
     """
 
     shipped: bytes
     shards_of_rank: tuple[tuple[int, ...], ...]
     paths: Mapping[int, str]
     validation: Mapping[int, str]
+    store: CheckpointStore | None = None
 
     def start(self, context: RankContext, since: Committed, _rows: list[Any] | None) -> TrainPart:
         """Build the rank."""
@@ -116,8 +141,9 @@ class TrainPart:
         Raises:
             Misplaced: this is not where the rank's shards are.
             StateLost: of some rank's state no copy is left.
+            CheckpointError: the checkpoint to go on from is damaged.
         """
-        self._context = context
+        self._context, self._store = context, work.store
         self._keeper = Keeper(context, since)
         model, spec, columns = _load(work.shipped)
         self._files = ExitStack()
@@ -129,19 +155,26 @@ class TrainPart:
                 timeline=self._timeline,
             )  # fmt: skip
             self._trainer = RankTrainer(spec, model, self._exchange, shards, timeline=self._timeline)
-            if not since.is_start:
+            if since.checkpoint:
+                self._restore(since)
+            elif not since.is_start:
                 self._take_up(since)
             # At every start: a rank wrote its own ranges only, and a group that failed may have left newer ones.
             self._trainer.gather_weights(since.iteration)
             held = self._held_for_validation(work, since.iteration)
             self._validation = {shard: self._open(work.validation[shard], columns) for shard in held}
+            self._writer = self._make_writer()
             self._files = self._files.pop_all()
 
-    def run_group(self, order: TrainOrder | FinishOrder) -> bytes | Finished:
-        """Obey: the packed `GroupMetrics` of a group; at the end, where the results lie."""
+    def run_group(self, order: TrainOrder | SaveOrder | FinishOrder) -> tuple[bytes, bytes] | bytes | Finished:
+        """Obey: a group's packed `GroupMetrics` and what is `Told` of checkpoints; at the end, where results lie."""
         if isinstance(order, FinishOrder):
             return self._finish()
+        if isinstance(order, SaveOrder):
+            return self._save(order)
         self._keeper.commit(order.group.first)
+        if order.checkpoint:
+            self._begin_part(order.checkpoint, order.group.first)
         plans = order.iterations()
         iterations = self._trainer.run(plans)
         laps = _Laps()
@@ -153,12 +186,15 @@ class TrainPart:
         with self._timeline.span("keep state", "boundary", boundary=order.group.stop):
             self._keep(order.group.stop, self._exchange.handover(order.group.stop - 1, _KEEP))
         self._keep_trace()
-        return GroupMetrics.of(
+        metrics = GroupMetrics.of(
             iterations, evaluation=evaluation, evaluate_s=evaluate_s, boundary_s=laps.lap()
-        ).pack()  # fmt: skip
+        )  # fmt: skip
+        return metrics.pack(), b"" if self._writer is None else self._writer.told.pack()
 
     def close(self) -> None:
         """Close the files."""
+        if self._writer is not None:
+            self._writer.close()
         self._files.close()
         self._trainer.close()
 
@@ -176,6 +212,36 @@ class TrainPart:
         trainer.load_state(self._keeper.collect(needed(then, now), part, between))
         self._keep(since.iteration, self._exchange.handover(since.iteration, _KEEP_FIRST))
         self._keeper.release()
+
+    def _restore(self, since: Committed) -> None:
+        """Go on from a checkpoint that any number of ranks wrote, and keep its states as those of these ranks."""
+        assert self._store is not None, "a checkpoint was named, but no storage"
+        trainer, store = self._trainer, self._store
+        parts = store.read(since.checkpoint).parts
+        then = [[Slice(*one) for one in part.owned] for part in parts]
+        wanted = needed(then, trainer.ranges_among(self._context.size))[self._context.rank]
+        trainer.load_state([store.read_part(since.checkpoint, parts[of]) for of in wanted])
+        self._keep(since.iteration, self._exchange.handover(since.iteration, _KEEP_FIRST))
+
+    def _make_writer(self) -> PartWriter | None:
+        return None if self._store is None else PartWriter(self._store, self._context.rank)
+
+    def _begin_part(self, checkpoint: str, iteration: int) -> None:
+        """Have this rank's part of a checkpoint written from its state at the boundary, which is kept meanwhile."""
+        assert self._writer is not None, "a checkpoint was ordered, but no storage"
+        context = self._context
+        among = self._trainer.ranges_among(context.size)
+        owned = among[context.rank]
+        state = self._keeper.pin() if among.index(owned) == context.rank else None
+        self._writer.begin(checkpoint, iteration, state, owned, self._keeper.unpin)
+
+    def _save(self, order: SaveOrder) -> bytes:
+        """Write it, or what is left of it, now."""
+        assert self._writer is not None, "a checkpoint was ordered, but no storage"
+        self._keeper.commit(order.boundary)
+        if self._writer.told.iteration != order.iteration == order.boundary:
+            self._begin_part(order.checkpoint, order.iteration)
+        return self._writer.wait(Deadline.after(order.timeout_s)).pack()
 
     def _keep(self, iteration: int, between: Handover) -> None:
         trainer = self._trainer

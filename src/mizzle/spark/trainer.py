@@ -19,14 +19,15 @@ from pyspark.sql import DataFrame
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.collectives.wire import Wire
-from mizzle.config import RunConfig, check_count
+from mizzle.config import Checkpoints, RunConfig, check_count
 from mizzle.errors import ConfigError, DataError, ModelError
 from mizzle.scheduling.plan import Triggers, spread
 from mizzle.spark.data import first_rows
 from mizzle.spark.driver import DriverSide, classic_context, default_ranks, task_slots
-from mizzle.spark.fit import FitPlan, Fitted, run_fit
+from mizzle.spark.fit import VALIDATION, FitPlan, Fitted, run_fit
 from mizzle.spark.groups import await_ranks, refuse_broadcasts, shipped
 from mizzle.spark.progress import TrainingProgress
+from mizzle.spark.saving import CHECKPOINT, Origin, Saving, open_store, shards_of
 from mizzle.spark.validate import CheckedFrame, check_dataframe
 from mizzle.training.clipping import ClipByNorm, ClipByValue
 from mizzle.training.columns import Columns
@@ -50,8 +51,9 @@ class TrainingResult:
         model: the trained model, in eval mode, on the driver; a copy, the one given to the Trainer is untouched.
         history: loss of every iteration, epochs, evaluations, groups, where the time went.
         report: how it was run: ranks, shards, rows, iterations, groups, group size, transport, whether it was stopped
-            early, faults survived, wall seconds, the share of the exchange that was hidden behind compute, and the
-            memory in bytes, by purpose, of the rank that held most, beside the activations of its model.
+            early, iterations that were done before, checkpoints written, faults survived, wall seconds, the share of
+            the exchange that was hidden behind compute, and the memory in bytes, by purpose, of the rank that held
+            most, beside the activations of its model.
     """
 
     model: torch.nn.Module
@@ -103,6 +105,8 @@ class Trainer:
         metrics: of validation, by name: ``metric(output, target)``, the mean over its mini-batch.
         validate_every: "epoch", or a number of iterations; the last iteration is validated in any case.
         stop: ends training when validation no longer improves, `EarlyStopping`.
+        checkpoints: where and how often the training is saved, `Checkpoints`; None: it is not, and ends with its
+            driver.
         progress: whether to draw a progress bar; None: on a terminal.
 
     Raises:
@@ -133,11 +137,12 @@ class Trainer:
         metrics: Mapping[str, Metric] | None = None,
         validate_every: int | Literal["epoch"] = "epoch",
         stop: EarlyStopping | None = None,
+        checkpoints: Checkpoints | None = None,
         run: RunConfig | None = None,
         progress: bool | None = None,
     ) -> None:
         """See the class."""
-        _check_kinds(model, run, stop)
+        _check_kinds(model, run=run, stop=stop, checkpoints=checkpoints)
         _check_counts(max_epochs, max_iterations, validate_every)
         if stop is not None:
             stop.check_monitor(metrics or {})
@@ -158,7 +163,7 @@ class Trainer:
         self._scheduler = scheduler
         self._schedule()
         self._max_epochs, self._max_iterations = max_epochs, max_iterations
-        self._validate_every, self._stop = validate_every, stop
+        self._validate_every, self._stop, self._checkpoints = validate_every, stop, checkpoints
         self._run, self._progress = run or RunConfig(), progress
 
     def fit(
@@ -172,8 +177,12 @@ class Trainer:
         collate: Callable[[Any], Any] | None = None,
         bad_rows: Literal["raise", "skip"] = "raise",
         validation: DataFrame | None = None,
+        resume: Literal["never", "auto"] = "never",
     ) -> TrainingResult:
         """Train on all rows of a DataFrame. May be called again; every fit starts from the given model.
+
+        With ``resume`` it goes on from a checkpoint, on any number of ranks, and ends with the bits of a fit that was
+        never interrupted, if the DataFrame gives the same rows in the same order.
 
         Args:
             df: computed twice (checked, then dealt to the executors' disks): cache what is dear to compute.
@@ -188,39 +197,57 @@ class Trainer:
                 columns that are not numeric, or models that take several tensors.
             bad_rows: "raise" on nulls, NaN, ragged arrays or labels out of range, or "skip" and count them.
             validation: held-out rows in the same columns; loss and metrics over them go to ``history.evaluations``.
+            resume: "auto": from the newest valid checkpoint in ``checkpoints.path``, or from the start where there is
+                none. "never": from the start; then there must be none.
 
         Raises:
             DataError: names column, partition and row; nothing was started.
             ModelError: the model or loss fails on the first rows; nothing was started.
             ConfigError: more ranks than task slots, or a session without mizzle's plugin.
             NotFiniteError: names the iteration, and shard and parameter.
-            PeerLost: an executor died; the run is over (what it learnt is lost).
+            PeerLost: executors or ranks' processes ended again and again at the same boundary.
+            StateLost: all copies of a state are lost, and there is no checkpoint to go back to.
+            CheckpointError: no checkpoint can be written there, or none of those that are there can be read.
         """
         if not isinstance(df, DataFrame):
             raise ConfigError(f"fit takes a Spark DataFrame, not {type(df).__name__}: use spark.createDataFrame")
         if validation is None and (self._stop is not None or self._spec.metrics):
             what = "metrics=" if self._stop is None else "stop="
             raise ConfigError(f"{what} looks at validation rows, but fit was given no validation DataFrame")
+        if resume not in {"never", "auto"}:
+            raise ConfigError(f"resume is {resume!r}: give 'never' or 'auto'")
+        if resume == "auto" and self._checkpoints is None:
+            raise ConfigError(
+                "resume='auto' goes on from a checkpoint: give Trainer(checkpoints=Checkpoints(path=...))"
+            )
         shipped(collate, "collate")
         columns = Columns.of(features, label, shape=shape, collate=collate)
         check = partial(check_dataframe, columns=columns, num_classes=num_classes, bad_rows=bad_rows)
-        return self._fit(df, validation, check)
+        return self._fit(df, validation, check, resume)
 
     def _fit(
-        self, df: DataFrame, validation: DataFrame | None, check: Callable[[DataFrame], CheckedFrame]
+        self,
+        df: DataFrame,
+        validation: DataFrame | None,
+        check: Callable[[DataFrame], CheckedFrame],
+        resume: Literal["never", "auto"],
     ) -> TrainingResult:
         begun = time.monotonic()
         if self._run.trace is not None:
             check_trace_file(Path(self._run.trace))
         context = classic_context(df.sparkSession)
         driver = DriverSide(context)
+        store = None if self._checkpoints is None else open_store(self._checkpoints, resume)
         checked, held_out = check(df), None
         if validation is not None:
             held_out = _checked_validation(check, validation, checked)
-        plan = self._plan(checked, held_out, self._layout(context, driver))
+        plan = self._plan(checked, held_out, self._layout(context, driver, None if store is None else shards_of(store)))
         total = plan.triggers.num_iterations
         with driver.run() as run, TrainingProgress(total, enabled=self._progress) as progress:
-            fitted = run_fit(context, driver, run, plan, self._schedule(), progress)
+            if self._checkpoints is not None and store is not None:
+                saving = Saving(self._checkpoints, store, plan.triggers, run, plan.spec, self._model)
+                plan = replace(plan, origin=saving.newest() or Origin(), saving=saving)
+            fitted = run_fit(context, driver, run, plan, self._schedule, progress)
         if self._run.trace is not None:
             write_trace(Path(self._run.trace), fitted.traces)
         model = copy.deepcopy(self._model)
@@ -236,11 +263,13 @@ class Trainer:
         total = min(per_epoch * self._max_epochs, self._max_iterations or per_epoch * self._max_epochs)
         every = {}
         if held_out is not None and self._validate_every != "epoch":
-            every["validation"] = self._validate_every
+            every[VALIDATION] = self._validate_every
+        if self._checkpoints is not None and self._checkpoints.every != "epoch":
+            every[CHECKPOINT] = self._checkpoints.every
         return FitPlan(
             spec, self._rehearsed(spec, checked, total, evaluate=held_out is not None), checked, held_out,
             spread(layout.shards, layout.ranks), layout.least, layout.most, Triggers(total, per_epoch, every),
-            self._run, self._stop,
+            self._run, self._stop, Origin(), None,
         )  # fmt: skip
 
     def _report(self, run: str, plan: FitPlan, fitted: Fitted) -> dict[str, Any]:
@@ -250,6 +279,7 @@ class Trainer:
             "skipped_rows": plan.rows.num_skipped, "iterations": history.iterations, "groups": len(history.groups),
             "group_size": self._run.group_size, "transport": self._run.transport,
             "stopped_early": history.iterations < plan.triggers.num_iterations,
+            "resumed_at": history.resumed_at, "checkpoints": sum(not one.fault for one in history.checkpoints),
             "faults": len(history.faults), "hidden_fraction": history.time.hidden_fraction,
             "memory_bytes": dict(fitted.memory_bytes),
         }  # fmt: skip
@@ -263,9 +293,19 @@ class Trainer:
         rehearse(*copied, rows, evaluate=evaluate)
         return packed
 
-    def _layout(self, context: SparkContext, driver: DriverSide) -> _Layout:
-        """Ranks and shards, once there is a slot for every rank that must be there."""
-        deadline, wanted, shards = Deadline.after(self._run.timeout_s), self._run.ranks, self._run.shards
+    def _layout(self, context: SparkContext, driver: DriverSide, shards: int | None) -> _Layout:
+        """Ranks and shards, once there is a slot for every rank that must be there.
+
+        Args:
+            context: the driver's Spark context.
+            driver: its half of the plugin.
+            shards: of the training that goes on, if it does and nothing else is asked for.
+        """
+        deadline, wanted, shards = Deadline.after(self._run.timeout_s), self._run.ranks, self._run.shards or shards
+        if isinstance(wanted, int) and wanted > (shards or wanted):
+            raise ConfigError(
+                f"the training has {shards} shards, and every rank holds one: give at most {shards} ranks"
+            )
         if isinstance(wanted, int):
             found = _Layout(wanted, wanted, wanted, shards or wanted)
         elif wanted is None:
@@ -274,6 +314,7 @@ class Trainer:
             found = _Layout(there, 1, there, shards or there)
         else:
             least, most = wanted
+            most = min(most, shards or most)
             there = max(least, min(most, task_slots(context)))
             found = _Layout(there, least, most, shards or most)
         await_ranks(context, driver, found.ranks, self._run.timeout_s)
@@ -283,13 +324,12 @@ class Trainer:
         return HyperSchedule(FlatParameters(self._model, self._spec.groups), self._spec.optimizer, self._scheduler)
 
 
-def _check_kinds(model: object, run: object, stop: object) -> None:
+def _check_kinds(model: object, **given: object) -> None:
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"model is {model!r}: give an instance of torch.nn.Module")
-    if run is not None and not isinstance(run, RunConfig):
-        raise ConfigError(f"run is {run!r}: give a mizzle.RunConfig")
-    if stop is not None and not isinstance(stop, EarlyStopping):
-        raise ConfigError(f"stop is {stop!r}: give a mizzle.EarlyStopping")
+    for name, kind in (("run", RunConfig), ("stop", EarlyStopping), ("checkpoints", Checkpoints)):
+        if given[name] is not None and not isinstance(given[name], kind):
+            raise ConfigError(f"{name} is {given[name]!r}: give a mizzle.{kind.__name__}")
 
 
 def _check_counts(max_epochs: int, max_iterations: int | None, validate_every: int | str) -> None:

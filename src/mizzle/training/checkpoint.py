@@ -12,10 +12,10 @@ import errno
 import hashlib
 import logging
 import secrets
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pyarrow.fs
 
@@ -28,6 +28,7 @@ from mizzle.training.storage import PIECE_BYTES, Source, Storage, pieces, storag
 logger = logging.getLogger(__name__)
 
 _READERS = 4
+_PROBE = "probe"
 _PEEK = 8  # bytes that tell how long the header of a state is
 
 
@@ -85,9 +86,21 @@ class CheckpointStore:
             self._storage.make(name)
         return name
 
+    def probe(self) -> None:
+        """Make sure that something can be written there; nothing of it is left.
+
+        Raises:
+            CheckpointError: says what is in the way.
+        """
+        name = self.begin(0)
+        self._write(name, _PROBE, memoryview(b"{}"), ())
+        with self._explained(name):
+            self._storage.remove(name, _PROBE)
+
     def write_part(
-        self, name: str, rank: int, content: bytes | bytearray | memoryview, owned: Sequence[tuple[int, int]] = ()
-    ) -> Part:
+        self, name: str, rank: int, content: bytes | bytearray | memoryview, owned: Sequence[tuple[int, int]] = (), *,
+        watch: Callable[[], None] = lambda: None,
+    ) -> Part:  # fmt: skip
         """Write a rank's state, once; when it returns, a crash of the machine does not harm it.
 
         Args:
@@ -95,6 +108,7 @@ class CheckpointStore:
             rank: that left the state.
             content: the state, as `PackedState` wrote it.
             owned: the ranges [start, stop) of the flat vector that it holds.
+            watch: called again and again while it writes; may raise, to break it off.
 
         Returns:
             What the manifest needs.
@@ -102,11 +116,28 @@ class CheckpointStore:
         Raises:
             CheckpointError: it could not be written; nothing else of the store was touched.
         """
-        return self._write(name, part_file(rank), memoryview(content), owned)
+        return self._write(name, part_file(rank), memoryview(content), owned, watch)
 
     def write_frozen(self, name: str, content: bytes | bytearray | memoryview) -> Part:
         """Write what is not trained, as `mizzle.training.export.describe` packs it. See `write_part`."""
         return self._write(name, FROZEN, memoryview(content), ())
+
+    def written_part(self, name: str, rank: int, num_bytes: int, sha256: str) -> Part:
+        """What the manifest needs of a part that a rank has written; its ranges are read from its header.
+
+        Raises:
+            CheckpointError: it is not there, not of that length, or no state.
+        """
+        part = Part(part_file(rank), num_bytes, sha256)
+        with self._opened(name, part) as (source, head):
+            raw = memoryview(bytearray(header_bytes(head, num_bytes)))
+            raw[:_PEEK] = head
+            _fill(source, raw[_PEEK:])
+        try:
+            owned = read_header(raw, num_bytes).scalars[OWNED]
+            return replace(part, owned=tuple((int(start), int(stop)) for start, stop in owned if start < stop))
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            raise self._error(name, part.file, f"is no state of a rank: {error}") from error
 
     def commit(self, manifest: Manifest) -> None:
         """Write the manifest: from then on the checkpoint is there. On the driver, when all files are written.
@@ -292,10 +323,18 @@ class CheckpointStore:
             return False
         return True
 
-    def _write(self, name: str, file: str, content: memoryview, owned: Sequence[tuple[int, int]]) -> Part:
+    def _write(
+        self, name: str, file: str, content: memoryview, owned: Sequence[tuple[int, int]],
+        watch: Callable[[], None] = lambda: None,
+    ) -> Part:  # fmt: skip
         digest = hashlib.sha256()
+
+        def seen(piece: memoryview) -> None:
+            watch()
+            digest.update(piece)
+
         with self._explained(name, file, needed=content.nbytes):
-            self._storage.write(name, file, content, digest.update)
+            self._storage.write(name, file, content, seen)
         ranges = tuple((int(start), int(stop)) for start, stop in owned if start < stop)
         return Part(file, content.nbytes, digest.hexdigest(), ranges)
 

@@ -157,6 +157,25 @@ class FaultRecord:
     resumed_at: float
 
 
+@dataclass(frozen=True, slots=True)
+class CheckpointRecord:
+    """One checkpoint, written beside the training.
+
+    Attributes:
+        iteration: done at its boundary.
+        name: of its folder.
+        num_bytes: of its parts.
+        wall_s: seconds until it counted, or was given up.
+        fault: why it was given up; "" where it is there.
+    """
+
+    iteration: int
+    name: str
+    num_bytes: int
+    wall_s: float
+    fault: str
+
+
 @dataclass(slots=True)
 class TrainingHistory:
     """A training: group by group while it runs, iteration by iteration when it is over.
@@ -169,6 +188,9 @@ class TrainingHistory:
         groups: one for each group.
         evaluations: on the validation rows, in their order.
         faults: that the run survived; filled at the end.
+        checkpoints: in their order, with those that were given up; filled at the end.
+        resumed_at: iterations done before the checkpoint that the training went on from; 0 where it began anew. Losses
+            are those of the whole training, groups and times those since.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -178,11 +200,25 @@ class TrainingHistory:
     groups: list[GroupRecord] = field(default_factory=list)
     evaluations: list[Evaluation] = field(default_factory=list)
     faults: list[FaultRecord] = field(default_factory=list)
+    checkpoints: list[CheckpointRecord] = field(default_factory=list)
+    resumed_at: int = 0
 
     @property
     def iterations(self) -> int:
         """Done so far."""
-        return self.groups[-1].stop if self.groups else len(self.losses)
+        return self.groups[-1].stop if self.groups else self.resumed_at or len(self.losses)
+
+    def resume(self, iteration: int, evaluations: Sequence[Evaluation]) -> None:
+        """Go on from a checkpoint: what was done since is forgotten, but not the time that it took.
+
+        Args:
+            iteration: done at its boundary.
+            evaluations: done before it.
+        """
+        self.groups = [group for group in self.groups if group.stop <= iteration]
+        self.evaluations = list(evaluations)
+        if not self.groups:
+            self.resumed_at = iteration
 
     @property
     def last_loss(self) -> float:

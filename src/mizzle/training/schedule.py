@@ -65,6 +65,11 @@ class HyperSchedule:
                 self._scheduler.step()
         return planned
 
+    def skip(self, k: int) -> None:
+        """Pass over the next ``k`` iterations, which a run that goes on from a checkpoint has done."""
+        for _ in range(k):
+            self.ahead(1)
+
     def fits(self, num_bytes: int) -> int:
         """How many iterations' hyper-parameters are sure to fit into so many bytes when pickled; at least 1."""
         numbers = sum(max(1, len(changed)) for changed in self._changed)

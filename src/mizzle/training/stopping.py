@@ -93,6 +93,11 @@ class StoppingState:
             self.best, self.waited = value, 0
         else:
             self.waited += 1
+        return self.is_over
+
+    @property
+    def is_over(self) -> bool:
+        """Whether to stop."""
         return self.waited >= self.rule.patience
 
     def as_dict(self) -> dict[str, Any]:
@@ -100,10 +105,11 @@ class StoppingState:
         return {"best": self.best, "waited": self.waited}
 
     @classmethod
-    def of(cls, rule: EarlyStopping, saved: Mapping[str, Any]) -> StoppingState:
-        """Go on from `as_dict`; the rule may be another."""
+    def of(cls, rule: EarlyStopping, saved: Mapping[str, Any] | None) -> StoppingState:
+        """Go on from `as_dict`, or begin; the rule may be another."""
         state = cls(rule)
-        state.best, state.waited = saved["best"], saved["waited"]
+        if saved is not None:
+            state.best, state.waited = saved["best"], saved["waited"]
         return state
 
     def _better(self, value: float) -> bool:
