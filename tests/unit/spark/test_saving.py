@@ -1,0 +1,199 @@
+"""When checkpoints are wanted, counted and given up: the driver's side, with ranks that write real parts."""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from mizzle.blocks.deadline import Deadline
+from mizzle.collectives.slices import Slice
+from mizzle.config import Checkpoints
+from mizzle.errors import CheckpointError, ConfigError
+from mizzle.scheduling.plan import Triggers
+from mizzle.spark.part_writer import PartWriter, Progress, Told
+from mizzle.spark.saving import CHECKPOINT, Origin, Saving, open_store, shards_of
+from mizzle.training.checkpoint import CheckpointStore
+from mizzle.training.evaluate import Evaluation
+from mizzle.training.flat import FlatParameters
+from mizzle.training.recut import OWNED, SPANS
+from mizzle.training.spec import TrainingSpec
+from mizzle.training.state import pack_state
+
+RANKS = 2
+
+
+def sgd(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.1)
+
+
+SPEC = TrainingSpec(
+    loss=torch.nn.functional.mse_loss, optimizer=sgd, num_rows=8, num_shards=2, global_batch_size=4, seed=3
+)
+MODEL = torch.nn.Linear(4, 2)
+NUM_ELEMENTS = FlatParameters(MODEL).num_elements
+TRIGGERS = Triggers(100, None, {CHECKPOINT: 5})
+
+
+def owned(rank: int) -> Slice:
+    half = NUM_ELEMENTS // RANKS
+    return Slice(rank * half, NUM_ELEMENTS if rank else half)
+
+
+def state(rank: int) -> bytearray:
+    mine = owned(rank)
+    weights = torch.arange(mine.start, mine.stop, dtype=torch.float32)
+    spans = {"weights": [0, NUM_ELEMENTS]}
+    return bytearray(pack_state({"weights": weights}, {OWNED: [[mine.start, mine.stop]], SPANS: spans}))
+
+
+def written(store: CheckpointStore, name: str, iteration: int) -> list[Told]:
+    """What the ranks tell when they have written their parts."""
+    found = []
+    for rank in range(RANKS):
+        writer = PartWriter(store, rank)
+        writer.begin(name, iteration, memoryview(state(rank)), [owned(rank)], lambda: None)
+        found.append(writer.wait(Deadline.after(20)))
+    return found
+
+
+def saving(path: Path, **config: Any) -> Saving:
+    checkpoints = Checkpoints(path=path, **({"every": 5, "keep": 2} | config))
+    return Saving(checkpoints, open_store(checkpoints, "auto"), TRIGGERS, "a" * 32, SPEC, MODEL)
+
+
+def save(one: Saving, iteration: int, **origin: Any) -> str:
+    name = one.due(Origin(iteration, **origin))
+    one.take(written(one.store, name, iteration), generation=0)
+    one.abandon()  # waits for the commit
+    return name
+
+
+def test_a_checkpoint_counts_when_all_ranks_have_written(tmp_path: Path) -> None:
+    one = saving(tmp_path)
+    name = one.due(Origin(5))
+    told = written(one.store, name, 5)
+    one.take([told[0], Told(5, Progress.UNDER_WAY)], generation=0)
+    assert one.due(Origin(7)) == ""
+    assert one.newest() is None
+    one.take(told, generation=0)
+    one.close()
+    assert [(record.iteration, record.fault) for record in one.records] == [(5, "")]
+    assert one.store.newest_valid() is not None
+
+
+def test_it_keeps_what_the_driver_goes_on_with_bit_for_bit(tmp_path: Path) -> None:
+    evaluations = (Evaluation(4, 0, 37, 0.1 + 0.2, {"accuracy": 1 / 3}),)
+    stopping = {"best": 1e-310, "waited": 2}
+    save(saving(tmp_path), 5, groups=3, evaluations=evaluations, stopping=stopping)
+    again = saving(tmp_path).newest()
+    assert again is not None
+    assert replace(again, checkpoint="") == Origin(5, 3, "", evaluations, stopping)
+    assert not again.boundary.is_start
+    assert shards_of(CheckpointStore(str(tmp_path))) == SPEC.num_shards
+
+
+def test_nothing_is_due_off_the_trigger_or_at_the_start(tmp_path: Path) -> None:
+    one = saving(tmp_path)
+    assert [one.due(Origin(iteration)) for iteration in (0, 1, 4, 6)] == [""] * 4
+
+
+def test_one_checkpoint_is_under_way_at_a_time(tmp_path: Path) -> None:
+    one = saving(tmp_path)
+    name = one.due(Origin(5))
+    assert one.due(Origin(10)) == ""
+    assert one.due(Origin(5)) == name, "ordered again after a fault"
+
+
+@pytest.mark.parametrize(
+    ("told", "why"),
+    [
+        ([Told(5, Progress.WRITTEN), Told()], "ranks were replaced"),
+        ([Told(5, Progress.WRITTEN), Told(5, Progress.FAILED, why="no room")], "no room"),
+        ([Told(5, Progress.WRITTEN, 10, bytes(32)), Told(5)], "part-00000"),
+    ],
+)
+def test_it_is_given_up_with_its_reason_and_the_next_one_comes(tmp_path: Path, told: list[Told], why: str) -> None:
+    one = saving(tmp_path)
+    one.due(Origin(5))
+    one.take(told, generation=1)
+    one.abandon()
+    assert why in one.records[0].fault
+    assert one.newest() is None
+    save(one, 10)
+    assert one.records[-1].fault == ""
+
+
+def test_at_the_end_what_is_missing_is_wanted_once(tmp_path: Path) -> None:
+    one = saving(tmp_path)
+    save(one, 5)
+    assert one.wanted_at_the_end(Origin(5)) is None
+    wanted = one.wanted_at_the_end(Origin(7))
+    assert wanted is not None
+    assert wanted[1] == 7
+    one.take(written(one.store, *wanted), generation=0)
+    assert one.wanted_at_the_end(Origin(7)) is None
+
+
+def test_a_refused_checkpoint_is_not_offered_again(tmp_path: Path) -> None:
+    one = saving(tmp_path)
+    names = [save(one, iteration) for iteration in (5, 10)]
+    newest = one.newest()
+    assert newest is not None
+    assert newest.checkpoint == names[1]
+    one.refuse(names[1], CheckpointError("damaged"))
+    newest = one.newest()
+    assert newest is not None
+    assert newest.checkpoint == names[0]
+    one.refuse(names[0], CheckpointError("damaged"))
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        one.newest()
+
+
+def test_another_training_is_told_what_differs(tmp_path: Path) -> None:
+    save(saving(tmp_path), 5)
+    other = Checkpoints(path=tmp_path)
+    with pytest.raises(ConfigError, match="seed 3 there, 4 here"):
+        Saving(other, open_store(other, "auto"), TRIGGERS, "b" * 32, replace(SPEC, seed=4), MODEL).newest()
+
+
+def test_a_folder_with_checkpoints_is_gone_on_from_or_refused(tmp_path: Path) -> None:
+    save(saving(tmp_path), 5)
+    with pytest.raises(ConfigError, match="resume='auto'"):
+        open_store(Checkpoints(path=tmp_path), "never")
+
+
+def test_a_place_where_nothing_can_be_written_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(CheckpointError, match="file"):
+        open_store(Checkpoints(path=tmp_path / "file"), "never")
+
+
+def test_a_part_is_written_from_memory_that_is_let_go_of_afterwards(tmp_path: Path) -> None:
+    store, memory, done = CheckpointStore(str(tmp_path)), state(0), threading.Event()
+    writer = PartWriter(store, 0)
+    writer.begin(store.begin(5), 5, memoryview(memory), [owned(0)], done.set)
+    assert writer.wait(Deadline.after(20)).progress is Progress.WRITTEN
+    assert done.wait(5)
+    memory.clear()  # nobody looks at it any more
+
+
+def test_a_part_that_is_there_already_is_not_written_again(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    name = store.begin(5)
+    first = written(store, name, 5)
+    again = written(store, name, 5)
+    assert [one.progress for one in first] == [Progress.WRITTEN] * RANKS
+    assert [one.progress for one in again] == [Progress.FAILED] * RANKS
+
+
+def test_what_a_rank_tells_survives_its_bytes() -> None:
+    told = Told(7, Progress.WRITTEN, 123, bytes(range(32)), "")
+    assert Told.unpack(told.pack()) == told
+    failed = Told(7, Progress.FAILED, why="ä" * 200)
+    assert len(failed.pack()) < 150
+    assert Told.unpack(failed.pack()).progress is Progress.FAILED
