@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import pickle
+import re
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,7 +20,6 @@ from hypothesis import strategies as st
 from pyarrow import fs
 
 from mizzle.errors import CheckpointError, ConfigError
-from mizzle.training import storage
 from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.export import describe, export, merged, written_with
 from mizzle.training.flat import FlatParameters
@@ -50,8 +51,8 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> CheckpointStore:
         handler = fs.FSSpecHandler(fsspec.filesystem("file"))
         return CheckpointStore(str(tmp_path / "deep" / "run"), fs.PyFileSystem(handler))
     bucket = fs.S3FileSystem(
-        endpoint_override=request.getfixturevalue("object_store"), scheme="http", access_key="a", secret_key="b",
-        region="us-east-1", allow_bucket_creation=True,
+        endpoint_override=request.getfixturevalue("object_store"), scheme="http", access_key="a",
+        secret_key="b", region="us-east-1", allow_bucket_creation=True,  # noqa: S106 - it lets everybody in
     )  # fmt: skip
     bucket.create_dir("bucket")
     return CheckpointStore(f"bucket/{tmp_path.name}", bucket)
@@ -64,7 +65,7 @@ def divisions(draw: st.DrawFn) -> list[list[tuple[int, int]]]:
     return [[(8 * at, 8 * at + 8) for at, one in enumerate(owner) if one == rank] for rank in range(5)]
 
 
-@settings(deadline=None, max_examples=40)
+@settings(deadline=None, max_examples=25)
 @given(divisions(), divisions(), st.integers(0, 10**12 - 1))
 def test_what_any_ranks_save_any_others_load(
     then: list[list[tuple[int, int]]], now: list[list[tuple[int, int]]], iteration: int
@@ -234,10 +235,11 @@ def test_a_full_disk_is_told_with_what_is_needed_and_what_is_free(
     def full(*_: object) -> int:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(storage.os, "write", full)
     message = rf"{tmp_path}/{name}/part-00003.safetensors: no room for 1000 bytes, \d+ are free: make room"
-    with pytest.raises(CheckpointError, match=message):
-        store.write_part(name, 3, bytes(1000))
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", full)
+        told = failing(lambda: store.write_part(name, 3, bytes(1000)))
+    assert re.match(message, told), told
 
 
 def test_where_a_uri_leads_and_what_leads_nowhere(tmp_path: Path, object_store: str) -> None:
