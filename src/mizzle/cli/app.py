@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from mizzle.cli.bench import bench
+from mizzle.cli.ckpt import ckpt
 from mizzle.cli.demo import demo
 from mizzle.cli.doctor import doctor
 from mizzle.cli.plan import plan
@@ -25,6 +26,7 @@ app.command()(demo)
 app.command()(doctor)
 app.command()(plan)
 app.add_typer(bench, name="bench")
+app.add_typer(ckpt, name="ckpt")
 
 
 def _show_version(wanted: bool) -> None:

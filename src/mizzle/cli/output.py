@@ -17,8 +17,12 @@ JsonFile = Annotated[
 """The option that all commands have."""
 
 
-def check_writable(path: Path | None) -> None:
+def check_writable(path: Path | None, option: str = "--json") -> None:
     """Refuse a file that could not be written, before anything starts; its directory is made.
+
+    Args:
+        path: the file, if one is wanted.
+        option: that named it.
 
     Raises:
         ConfigError: names the file and the reason.
@@ -28,9 +32,9 @@ def check_writable(path: Path | None) -> None:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise ConfigError(f"--json {path}: {error.strerror}; name a file in a directory of yours") from error
+        raise ConfigError(f"{option} {path}: {error.strerror}; name a file in a directory of yours") from error
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"--json {path} cannot be written: name a file in a directory of yours")
+        raise ConfigError(f"{option} {path} cannot be written: name a file in a directory of yours")
 
 
 def write_json(path: Path | None, content: object) -> None:

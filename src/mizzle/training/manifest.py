@@ -178,7 +178,8 @@ def _part_json(part: Part) -> dict[str, Any]:
 
 def _manifest(content: dict[str, Any]) -> Manifest:
     """Check every field; what is missing, superfluous or of another type raises one of Python's own errors."""
-    content = dict(content)
+    if type(content) is not dict:
+        raise TypeError("it is no object")
     if content.pop("format") != FORMAT:
         raise ValueError(f"format is not {FORMAT}: it was written by another version of mizzle, read it with that one")
     _text(content.pop("sha256"), _HEX)

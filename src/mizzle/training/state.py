@@ -159,7 +159,7 @@ def header_bytes(raw: bytes | bytearray | memoryview, num_bytes: int) -> int:
         ConfigError: no header of that length can stand there.
     """
     length = _LENGTH.unpack_from(raw)[0] if len(raw) >= _LENGTH.size else num_bytes
-    if length > min(HEADER_LIMIT, num_bytes - _LENGTH.size):
+    if not len(b"{}") <= length <= min(HEADER_LIMIT, num_bytes - _LENGTH.size):
         raise ConfigError(f"{num_bytes} bytes given as a state are not one: its header cannot be {length} bytes long")
     return int(_LENGTH.size + length)
 
