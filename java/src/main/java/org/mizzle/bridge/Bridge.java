@@ -28,8 +28,6 @@ final class Bridge implements Closeable {
   /** Both sides say it in the first frame; other versions are refused. */
   static final int PROTOCOL_VERSION = 1;
   private static final Logger LOG = LoggerFactory.getLogger(Bridge.class);
-  /** How often it asks the driver which runs have ended; tests have it ask more often. */
-  private static final String LEASE_PERIOD = "spark.mizzle.leasePeriod";
   /** How long a process without a run is kept for the next one. */
   private static final String RESIDENT_IDLE = "spark.mizzle.residentIdle";
   private static final long RESIDENT_GRACE_MS = 5_000;
@@ -57,6 +55,7 @@ final class Bridge implements Closeable {
   private final GroupOrders groupOrders;
   private final Removals removals;
   private final long leasePeriodMs;
+  private final long leaseMs;
 
   Bridge(SparkEnv env, DriverLink driver) throws IOException {
     this.driver = driver;
@@ -64,14 +63,16 @@ final class Bridge implements Closeable {
     peers = new Peers(env);
     counters = driver.counters();
     removals = new Removals(blocks::remove, janitor);
-    runs = new Runs(counters);
     new SecureRandom().nextBytes(token);
-    leasePeriodMs = env.conf().getTimeAsMs(LEASE_PERIOD, "1s");
+    leasePeriodMs = Lease.periodMs(env.conf());
+    leaseMs = Lease.limitMs(env.conf());
+    Lease lease = new Lease(DriverSide::nowMs, leaseMs);
+    runs = new Runs(counters, lease);
     hostId = Host.id();
     directory = Files.createTempDirectory("mizzle-",
         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
     server = ServerSocketChannel.open(StandardProtocolFamily.UNIX);
-    leases = new Leases(this, new ShardFolders(blocks.localDirectories()));
+    leases = new Leases(this, new ShardFolders(blocks.localDirectories()), lease);
     residents = new Residents(timer, env.conf().getTimeAsMs(RESIDENT_IDLE, "60s"),
         RESIDENT_GRACE_MS, leases::renewNow);
     groupOrders = new GroupOrders(residents, this::abort);
@@ -85,7 +86,7 @@ final class Bridge implements Closeable {
     Files.deleteIfExists(card);
     Files.createFile(card,
         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
-    Files.writeString(card, socket + "\n" + HexFormat.of().formatHex(token) + "\n");
+    Files.writeString(card, socket + "\n" + HexFormat.of().formatHex(token) + "\n" + leaseMs + "\n");
     workers.execute(this::acceptAll);
     leases.start(leasePeriodMs);
   }

@@ -7,6 +7,7 @@ import java.util.HashSet;
 import java.util.Map;
 import java.util.Set;
 import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.atomic.LongAdder;
 import org.apache.spark.SparkContext;
 import org.apache.spark.api.plugin.DriverPlugin;
@@ -29,8 +30,7 @@ public final class DriverSide implements DriverPlugin {
   static final int WITHDRAW = 4;
   static final int SUPERFLUOUS = 5;
 
-  /** How long a bridge that holds ranks may be silent before its executor counts as hung. */
-  private static final String VERDICT = "spark.mizzle.verdict";
+  private static final long LOOK_PERIOD_MS = 500;
 
   /** The one of this application: SparkContext is a singleton, and py4j needs a static way in. */
   private static volatile DriverSide current;
@@ -43,6 +43,8 @@ public final class DriverSide implements DriverPlugin {
   private final Attempts attempts = new Attempts();
   private final LongAdder messages = new LongAdder();
   private final LongAdder leases = new LongAdder();
+  /** Looks who is silent, so that {@link Pulse} knows its own pauses. */
+  private final ScheduledExecutorService watch = Threads.scheduler("mizzle-watch");
 
   /** The driver's half of the running application, or null when the plugin was not loaded. */
   public static DriverSide current() {
@@ -52,8 +54,9 @@ public final class DriverSide implements DriverPlugin {
   @Override
   public Map<String, String> init(SparkContext context, PluginContext plugin) {
     this.context = context;
-    long verdictMs = context.conf().getTimeAsMs(VERDICT, "9s");
+    long verdictMs = Lease.verdictMs(context.conf());
     roster = new Roster(new Pulse(DriverSide::nowMs, verdictMs));
+    Threads.repeat(watch, LOOK_PERIOD_MS, roster::hung);
     current = this;
     context.addSparkListener(listener());
     return Map.of();
@@ -102,7 +105,7 @@ public final class DriverSide implements DriverPlugin {
     }
   }
 
-  private static long nowMs() {
+  static long nowMs() {
     return System.nanoTime() / 1_000_000;
   }
 
@@ -183,5 +186,6 @@ public final class DriverSide implements DriverPlugin {
   @Override
   public void shutdown() {
     current = null;
+    watch.shutdownNow();
   }
 }
