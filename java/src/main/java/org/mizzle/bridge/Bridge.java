@@ -15,7 +15,6 @@ import java.util.HexFormat;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
-import java.util.concurrent.locks.LockSupport;
 import org.apache.spark.SparkEnv;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -33,7 +32,7 @@ final class Bridge implements Closeable {
   private static final long RESIDENT_GRACE_MS = 5_000;
   /** Workers that may be waiting to be accepted; a group's tasks all come at once. */
   private static final int BACKLOG = 1024;
-  private static final long ACCEPT_PAUSE_NS = 100_000_000;
+  private static final long ACCEPT_PAUSE_MS = 100;
 
   private final Blocks blocks;
   private final Peers peers;
@@ -101,7 +100,7 @@ final class Bridge implements Closeable {
       } catch (IOException e) {
         // Most likely out of file descriptors; others may give theirs back.
         LOG.warn("mizzle's bridge cannot accept a worker now", e);
-        LockSupport.parkNanos(ACCEPT_PAUSE_NS);
+        Deadline.afterMs(ACCEPT_PAUSE_MS).pause(Long.MAX_VALUE);
       }
     }
   }

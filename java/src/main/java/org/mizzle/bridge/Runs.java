@@ -85,6 +85,7 @@ final class Runs {
       old = take(run, member ->
           Integer.compareUnsigned(member.group.generation(), generation) < 0);
     }
+    counters.add(Counters.Name.FENCED, old.stream().filter(member -> !member.hasLeft()).count());
     String why = "superseded: generation " + Integer.toUnsignedString(generation) + " has started";
     old.forEach(member -> end(member, generation, why));
   }
@@ -100,7 +101,6 @@ final class Runs {
           .max(Integer::compareUnsigned)
           .ifPresent(generation -> fences.put(name, generation + 1)));
     }
-    counters.add(Counters.Name.FENCED, fences.size());
     fences.forEach(this::fence);
   }
 
