@@ -77,7 +77,8 @@ def played(
         "model": {name: value.hex() for name, value in bits(result.model.state_dict()).items()},
         "sizes": list(watch.sizes),
         "struck": struck(ledger),
-        "faults": [fault.cause for fault in result.history.faults],
+        "faults": [one.cause for one in result.history.faults],
+        "noticed_s": [one.noticed_at - hit[0] for one in result.history.faults] if hit else [],
         "resume_s": resumed[0] if resumed else None,
         "wall_s": time.time() - begun,
     }

@@ -104,10 +104,12 @@ class Sleepers:
 def keep_alive(spark: SparkSession) -> None:
     """No hung executor is killed: as on a host that is cut off, where nobody can."""
     side: Any = spark.sparkContext._jvm.org.mizzle.bridge.DriverSide.current()  # type: ignore[union-attr]
-    field = side.getClass().getDeclaredField("replaced")
-    field.setAccessible(True)
+    for name in ("replacements", "asked"):
+        field = side.getClass().getDeclaredField(name)
+        field.setAccessible(True)
+        side = field.get(side)
     for executor in DriverSide(spark.sparkContext).hosts():
-        field.get(side).add(executor)
+        side.add(executor)
 
 
 def stop_before_fetch(spark: SparkSession, ledger: Path) -> None:

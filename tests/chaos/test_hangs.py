@@ -28,10 +28,10 @@ SCENES: dict[str, dict[str, Any]] = {
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
     """What came of every scene."""
-    return play(tmp_path_factory.mktemp("hangs"), SCENES, 400, "on_hung_cluster.py")
+    return play(tmp_path_factory.mktemp("hangs"), SCENES, 600, "on_hung_cluster.py")
 
 
-@pytest.mark.timeout(420)
+@pytest.mark.timeout(620)
 @pytest.mark.parametrize("scene", SCENES)
 def test_the_result_is_that_of_a_run_in_which_nobody_stood_still(found: dict[str, dict[str, Any]], scene: str) -> None:
     outcome, nothing = found[scene], found["nothing"]
@@ -40,7 +40,7 @@ def test_the_result_is_that_of_a_run_in_which_nobody_stood_still(found: dict[str
     assert outcome["losses"] == nothing["losses"]
     assert outcome["model"] == nothing["model"]
     assert bool(outcome["faults"]) == (scene != "nothing")
-    assert outcome["wall_s"] < 60, "long before Spark's own two minutes"
+    assert all(noticed < 30 for noticed in outcome["noticed_s"]), "long before Spark's own two minutes"
 
 
 def test_a_frozen_executors_ranks_end_and_it_is_fenced_when_it_wakes_up(found: dict[str, dict[str, Any]]) -> None:

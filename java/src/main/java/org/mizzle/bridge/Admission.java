@@ -77,7 +77,7 @@ final class Admission {
       return table;
     } finally {
       if (!admitted) {
-        new Farewell(bridge, member).abort("it could not join: "
+        new Farewell(bridge.peers(), member).abort("it could not join: "
             + (unreachable == null ? "its worker gave up" : unreachable.getMessage()));
         bridge.runs().dismiss(member, "the rank was not admitted");
       }
@@ -91,7 +91,7 @@ final class Admission {
     });
     member.shelf.hang(member.group.letterbox(member.nonce, from), member.letterbox(from));
     member.shelf.hang(member.group.alarm(member.nonce, from),
-        () -> new Farewell(bridge, member).askWhy(from));
+        () -> new Farewell(bridge.peers(), member).askWhy(from));
   }
 
   private byte[] askUntilAdmitted(Patience patience) throws BridgeException, IOException {

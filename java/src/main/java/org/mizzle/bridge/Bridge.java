@@ -4,9 +4,7 @@ import java.io.Closeable;
 import java.io.IOException;
 import java.net.StandardProtocolFamily;
 import java.net.UnixDomainSocketAddress;
-import java.nio.channels.ClosedChannelException;
 import java.nio.channels.ServerSocketChannel;
-import java.nio.channels.SocketChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
@@ -32,7 +30,6 @@ final class Bridge implements Closeable {
   private static final long RESIDENT_GRACE_MS = 5_000;
   /** Workers that may be waiting to be accepted; a group's tasks all come at once. */
   private static final int BACKLOG = 1024;
-  private static final long ACCEPT_PAUSE_MS = 100;
 
   private final Blocks blocks;
   private final Peers peers;
@@ -86,23 +83,9 @@ final class Bridge implements Closeable {
     Files.createFile(card,
         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
     Files.writeString(card, socket + "\n" + HexFormat.of().formatHex(token) + "\n" + leaseMs + "\n");
-    workers.execute(this::acceptAll);
+    workers.execute(
+        new Reception(server, workers, channel -> new Session(this, channel)));
     leases.start(leasePeriodMs);
-  }
-
-  private void acceptAll() {
-    while (server.isOpen()) {
-      try {
-        SocketChannel channel = server.accept();
-        workers.execute(new Session(this, channel));
-      } catch (ClosedChannelException e) {
-        LOG.debug("mizzle's bridge stops");
-      } catch (IOException e) {
-        // Most likely out of file descriptors; others may give theirs back.
-        LOG.warn("mizzle's bridge cannot accept a worker now", e);
-        Deadline.afterMs(ACCEPT_PAUSE_MS).pause(Long.MAX_VALUE);
-      }
-    }
   }
 
   /**
@@ -113,7 +96,7 @@ final class Bridge implements Closeable {
     timer.execute(() -> {
       Member member = runs.member(run, generation, rank);
       if (member != null) {
-        new Farewell(this, member).abort(why);
+        new Farewell(peers, member).abort(why);
         member.halt();
       }
     });

@@ -6,7 +6,6 @@ import java.nio.ByteBuffer;
 import java.util.HashSet;
 import java.util.Map;
 import java.util.Set;
-import java.util.concurrent.ConcurrentHashMap;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.atomic.LongAdder;
 import org.apache.spark.SparkContext;
@@ -38,8 +37,8 @@ public final class DriverSide implements DriverPlugin {
   private final Rendezvous rendezvous = new Rendezvous(DriverSide::nowMs);
   private Roster roster = new Roster(new Pulse(DriverSide::nowMs, Long.MAX_VALUE));
   private SparkContext context;
-  /** Executors that hung: Spark was told, once. */
-  private final Set<String> replaced = ConcurrentHashMap.newKeySet();
+  private final Replacements replacements =
+      new Replacements(executorId -> context.killAndReplaceExecutor(executorId));
   private final Attempts attempts = new Attempts();
   private final LongAdder messages = new LongAdder();
   private final LongAdder leases = new LongAdder();
@@ -154,12 +153,7 @@ public final class DriverSide implements DriverPlugin {
 
   /** Has Spark end an executor that hangs, and start another one in its place; returns at once. */
   void replace(String executorId) {
-    if (replaced.add(executorId)) {
-      Thread thread = new Thread(
-          () -> context.killAndReplaceExecutor(executorId), "mizzle-replace-" + executorId);
-      thread.setDaemon(true);
-      thread.start();
-    }
+    replacements.ask(executorId);
   }
 
   /** One line a living executor whose bridge has reported and is not silent: "executor id TAB description". */

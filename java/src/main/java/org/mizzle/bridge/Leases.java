@@ -70,7 +70,7 @@ final class Leases implements Closeable {
   static void tell(ScheduledExecutorService thread, long periodMs, Report report) {
     try {
       report.send();
-    } catch (BridgeException e) {
+    } catch (BridgeException | RuntimeException e) {
       LOG.warn("mizzle's bridge could not report to the driver; it will try again", e);
       if (!thread.isShutdown()) {
         thread.schedule(() -> tell(thread, periodMs, report), periodMs, TimeUnit.MILLISECONDS);
