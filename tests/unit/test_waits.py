@@ -30,7 +30,7 @@ ALLOWED = {
     "src/mizzle/spark/groups.py result": "of an outcome, which is there",
     "src/mizzle/spark/runner.py result": "of an outcome, which is there",
     "java/src/main/java/org/mizzle/bridge/Wire.java select": "a session waits for its worker: either's end closes it",
-    "java/src/main/java/org/mizzle/bridge/Reception.java accept": "waits for workers until the bridge closes the server",
+    "java/src/main/java/org/mizzle/bridge/Reception.java accept": "waits for workers until its bridge closes it",
     "java/src/main/java/org/mizzle/bridge/DriverLink.java ask": "has Spark's own limit, spark.rpc.askTimeout",
     "java/src/main/java/org/mizzle/bridge/Peers.java createUnmanagedClient": "has Spark's own limits, set to 5 s there",
     "java/src/main/java/org/mizzle/bridge/GroupJobs.java runJob": "a group lasts as long as it does; it is watched",
