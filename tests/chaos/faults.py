@@ -37,6 +37,7 @@ POINTS = {
     "keep": ("mizzle.spark.boundary", "Keeper.keep"),
     "copy": ("mizzle.collectives.handover", "Handover.hand_over"),
     "label": ("mizzle.spark.worker", "RankContext.set_label"),
+    "settle": ("mizzle.training.rank", "RankTrainer.gather_weights"),
     "collect": ("mizzle.spark.boundary", "Keeper.collect"),
 }
 """Where a fault may strike: (module, function) of what is called there."""

@@ -77,6 +77,8 @@ def played(
         "model": {name: value.hex() for name, value in bits(result.model.state_dict()).items()},
         "sizes": list(watch.sizes),
         "struck": struck(ledger),
+        "faults": [one.cause for one in result.history.faults],
+        "noticed_s": [one.noticed_at - hit[0] for one in result.history.faults] if hit else [],
         "resume_s": resumed[0] if resumed else None,
         "wall_s": time.time() - begun,
     }
@@ -130,10 +132,8 @@ def iterated(spark: SparkSession, fault: Fault | None, watch: Watch) -> dict[str
     }  # fmt: skip
 
 
-def main(home: Path) -> None:
-    """Play the scenes that the test has written down."""
-    logging.basicConfig(level=logging.INFO, filename=home / "driver.log", format="%(asctime)s %(name)s %(message)s")
-    scenes: list[dict[str, Any]] = json.loads((home / "scenes.json").read_text())
+def cluster(home: Path, master: str, **settings: str) -> SparkSession:
+    """A session with executors of its own, all of whose files lie in that directory."""
     quiet = {
         "spark.ui.enabled": "false",
         "spark.ui.showConsoleProgress": "false",
@@ -143,7 +143,14 @@ def main(home: Path) -> None:
         "spark.local.dir": str(home / "local"),
         "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
     }
-    spark = session(scenes[0]["master"], app_name="mizzle tests", conf=quiet)
+    return session(master, app_name="mizzle tests", conf=quiet | settings)
+
+
+def main(home: Path) -> None:
+    """Play the scenes that the test has written down."""
+    logging.basicConfig(level=logging.INFO, filename=home / "driver.log", format="%(asctime)s %(name)s %(message)s")
+    scenes: list[dict[str, Any]] = json.loads((home / "scenes.json").read_text())
+    spark = cluster(home, scenes[0]["master"])
     watch, found = Watch(), []
     for number, scene in enumerate(scenes):
         ledger = home / f"ledger{number}"

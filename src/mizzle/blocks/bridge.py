@@ -89,11 +89,25 @@ def find_bridge(local_dirs: str | None) -> tuple[str, bytes]:
     Raises:
         BridgeMissing: this is no Spark worker, or its session has no bridge.
     """
+    path, token, _ = _card(local_dirs)
+    return path, bytes.fromhex(token)
+
+
+def lease_s(local_dirs: str | None) -> float:
+    """For so many seconds that bridge may be silent; after that others may have taken over from its ranks.
+
+    Raises:
+        BridgeMissing: as `find_bridge` does.
+    """
+    return int(_card(local_dirs)[2]) / 1000
+
+
+def _card(local_dirs: str | None) -> list[str]:
+    """Socket path, token, and the length of the lease in ms."""
     for directory in (local_dirs or "").split(","):
         card = Path(directory) / CARD
         if directory and card.is_file():
-            path, token = card.read_text().split()
-            return path, bytes.fromhex(token)
+            return card.read_text().split()
     raise BridgeMissing(
         "no mizzle bridge in this executor: start the session with mizzle.session(...), or with "
         "SparkSession.builder.config(map=mizzle.spark_conf())"
@@ -345,9 +359,9 @@ class BridgeClient:
         """Tell all peers that this rank gives up."""
         self.send(Request.ABORT, Writer().text(why[:1000]), Deadline.after(_GRACE_S), silent=True)
 
-    def counters(self) -> dict[str, int]:
+    def counters(self, timeout_s: float = 10.0) -> dict[str, int]:
         """What the bridge has done so far, by name."""
-        answer = self.call(Request.COUNTERS, Writer(), Deadline.after(10))
+        answer = self.call(Request.COUNTERS, Writer(), Deadline.after(timeout_s))
         return {answer.text(): answer.number("Q") for _ in range(answer.number("H"))}
 
     def count_blocks(self, prefix: str) -> int:

@@ -26,13 +26,14 @@ class Seat:
     shards: tuple[int, ...]
 
 
-def reseat(seats: Sequence[Seat], slots: Mapping[str, int], most: int) -> list[Seat]:
+def reseat(seats: Sequence[Seat], slots: Mapping[str, int], most: int, share: int | None = None) -> list[Seat]:
     """The seats of the ranks that go on.
 
     Args:
         seats: by rank, those of before: all shards, each once.
         slots: by executor that lives, how many ranks it may have.
         most: ranks that are wanted.
+        share: ranks that one executor may have while others have none; None: whoever is somewhere stays.
 
     Returns:
         By rank, as many as there are slots for, at most ``most`` and one a shard; none without executors. Every one
@@ -43,6 +44,8 @@ def reseat(seats: Sequence[Seat], slots: Mapping[str, int], most: int) -> list[S
     if size == 0:
         return []
     staying = _staying(seats, slots, size)
+    if share is not None:
+        staying = _spread_out(staying, seats, slots, size, share)
     taken = Counter(seats[rank].executor for rank in staying)
     executors = [seats[rank].executor for rank in staying]
     while len(executors) < size:
@@ -67,6 +70,31 @@ def _staying(seats: Sequence[Seat], slots: Mapping[str, int], size: int) -> list
             taken[seat.executor] += 1
             found.append(rank)
     return found
+
+
+def _spread_out(
+    staying: Sequence[int], seats: Sequence[Seat], slots: Mapping[str, int], size: int, share: int
+) -> list[int]:
+    """Of the ranks that could keep their place those that do: others leave crowded executors for empty ones."""
+    taken = Counter(seats[rank].executor for rank in staying)
+    # Ranks that have no place at all come first.
+    empty = sum(count > 0 and not taken[executor] for executor, count in slots.items()) - (size - len(staying))
+    kept = list(staying)
+    for rank in reversed(staying):
+        if empty > 0 and taken[seats[rank].executor] > share:
+            kept.remove(rank)
+            taken[seats[rank].executor] -= 1
+            empty -= 1
+    return kept
+
+
+def moves(seats: Sequence[Seat], slots: Mapping[str, int], share: int) -> bool:
+    """Whether a rank would leave an executor that lives, where it is one of many, for an empty one."""
+    found = reseat(seats, slots, len(seats), share)
+    return len(found) == len(seats) and any(
+        before.executor in slots and before.executor != after.executor
+        for before, after in zip(seats, found, strict=True)
+    )
 
 
 def _balanced(held: Sequence[tuple[int, ...]], num_shards: int) -> list[tuple[int, ...]]:

@@ -77,8 +77,17 @@ class Keeper:
         self._note(self._kept | new)
 
     def commit(self, iteration: int) -> None:
-        """The driver has gone on from what was kept at this iteration by all ranks of this generation."""
+        """The driver has gone on from what was kept at this iteration by all ranks of this generation.
+
+        So copies for ranks whose buddy this one was in an earlier generation are wanted no more: their memory is freed.
+        """
         self._since = Committed(iteration, self._context.terms.generation, self._context.size)
+        names = ["state", *(f"copy{number}." for number in range(len(self._sources)))]
+        former = self._kept.keys() - {f"{name}{turn}" for name in names for turn in "01"}
+        if former:
+            self._note({name: label for name, label in self._kept.items() if name not in former})
+            for name in former:
+                self._context.arena.renew(name, 1)
 
     def collect(
         self, needs: Sequence[Collection[int]], cut: Callable[[int, memoryview, int], State | None], between: Handover

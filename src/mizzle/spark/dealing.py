@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -11,7 +12,7 @@ from pyspark import SparkContext
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import ConfigError, Misplaced, PeerLost
-from mizzle.scheduling.seats import Seat, reseat
+from mizzle.scheduling.seats import Seat, moves, reseat
 from mizzle.spark.data import ShardInfo, shard_dataframe
 from mizzle.spark.driver import EMBEDDED, DriverSide, num_executors, task_slots
 from mizzle.spark.hiring import start_resident
@@ -67,6 +68,7 @@ class Dealing:
         self._num_shards = 0
         self._files: dict[str, dict[int, ShardInfo]] = {name: {} for name in frames}
         self._seats: list[Seat] = []
+        self._share = 1
 
     def begin(self, shards_of_rank: Sequence[tuple[int, ...]]) -> Staff:
         """Deal all rows; each rank is where Spark put its shards, or, without rows, anywhere."""
@@ -75,15 +77,19 @@ class Dealing:
             self._deal(name, shards_of_rank)
         if not self._frames:
             self._seats = [Seat("", shards) for shards in shards_of_rank]
+            self._share = len(self._seats)  # Spark seats them, as it likes
             return replace(self._staff(), executors=())
         at = next(iter(self._files.values()))
         self._seats = [Seat(at[shards[0]].executor_id, shards) for shards in shards_of_rank]
+        # Not to be changed without need: so many share an executor as Spark put there.
+        self._share = max(Counter(seat.executor for seat in self._seats).values())
         return self._staff()
 
     def wants(self, hosts: Mapping[str, str]) -> bool:
-        """Whether there is room for more ranks."""
-        size = len(self._seats)
-        return size < self._most and len(reseat(self._seats, self._slots(hosts), self._most)) > size
+        """Whether there is room for more ranks, or an empty executor for one that came to share another's."""
+        size, slots = len(self._seats), self._slots(hosts)
+        more = size < self._most and len(reseat(self._seats, slots, self._most)) > size
+        return more or moves(self._seats, slots, self._share)
 
     def replace(self, executors: Sequence[str]) -> Staff:
         """Seat the ranks on the executors there are, and deal what lies elsewhere to them.
@@ -97,7 +103,7 @@ class Dealing:
         """
         self._seats = [replace(seat, executor=at) for seat, at in zip(self._seats, executors, strict=True)]
         hosts = self._living()
-        seats = reseat(self._seats, self._slots(hosts), self._most)
+        seats = reseat(self._seats, self._slots(hosts), self._most, self._share)
         _log.info("run=%s ranks=%d executors=%s", self._run[:4], len(seats), ",".join(seat.executor for seat in seats))
         new = frozenset(seat.executor for seat in seats).difference(executors)
         wanted = {shard: seat.executor for seat in seats for shard in seat.shards}

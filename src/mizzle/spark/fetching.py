@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,14 +51,15 @@ def fetched(
 
     Raises:
         Misplaced: some slot there is taken by other jobs all the time.
-        PeerLost: an executor is gone.
+        PeerLost: an executor is gone, or hangs.
     """
     found = [bytearray() for _ in wanted]
     pieces = [piece for number, (rank, memory) in enumerate(wanted) for piece in _cut(number, executors[rank], memory)]
+    needed = {executors[rank]: rank for rank, _ in wanted}
     for start in range(0, len(pieces), _PIECES_AT_ONCE):
         some = pieces[start : start + _PIECES_AT_ONCE]
         retries = Retries(timeout_s)
-        while (parts := _read(context, jobs, some, locations([piece.executor for piece in some]))) is None:
+        while (parts := _read(context, jobs, some, locations([piece.executor for piece in some]), needed)) is None:
             retries.pause_or_raise(Misplaced("a task was started away from the executor where a result lies"))
         for piece, part in zip(some, parts, strict=True):
             found[piece.number] += part
@@ -84,11 +85,15 @@ def _cut(number: int, executor: str, memory: Memory) -> list[_Piece]:
 
 
 def _read(
-    context: SparkContext, jobs: RunJobs, pieces: Sequence[_Piece], locations: Sequence[tuple[str, str]]
+    context: SparkContext,
+    jobs: RunJobs,
+    pieces: Sequence[_Piece],
+    locations: Sequence[tuple[str, str]],
+    needed: Mapping[str, int],
 ) -> list[bytes] | None:
     """One job, with a task for each piece; None: some task ran elsewhere."""
     read = placed(context, locations).mapPartitionsWithIndex(partial(_read_memory, pieces))
-    found: dict[int, bytes] = dict(jobs.run("results", read.collect))
+    found: dict[int, bytes] = dict(jobs.run("results", read.collect, needed))
     whole = all(len(found.get(at, b"")) == piece.num_bytes for at, piece in enumerate(pieces))
     return [found[at] for at in range(len(pieces))] if whole else None
 

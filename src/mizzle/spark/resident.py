@@ -2,7 +2,7 @@
 
 Between the groups of a run it keeps what is dear to make: model, optimizer, connections, its place among the ranks. A
 group's Spark task only hands it the order and waits (``GroupWork.java``). It is started by a PySpark task
-(`mizzle.spark.hiring`), obeys the bridge alone, and ends when the bridge does. Behind it a standby waits
+(`mizzle.spark.hiring`), obeys the bridge alone, and ends when the bridge does or hangs. Behind it a standby waits
 (`mizzle.spark.standby`).
 """
 
@@ -11,7 +11,6 @@ from __future__ import annotations
 import gc
 import importlib
 import os
-import select
 import signal
 import sys
 import threading
@@ -28,9 +27,10 @@ from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.residence import MAX_RESULT_BYTES, Order, OrderKind, serve
 from mizzle.errors import BridgeLost, BridgeMissing, Misplaced, MizzleError, TaskFailed
+from mizzle.spark.lifeline import end_with
 from mizzle.spark.orders import Committed, StartOrder
 from mizzle.spark.outcome import Failure, Outcome, pickled_value
-from mizzle.spark.standby import Farewell, stand_by
+from mizzle.spark.standby import stand_by
 from mizzle.spark.worker import RankContext
 
 _CONNECT_S = 30.0
@@ -198,22 +198,13 @@ def _packed(outcome: Outcome) -> bytes:
     return packed
 
 
-def _end_with(bridge: BridgeClient, farewell: Farewell) -> None:
-    """End this process when the bridge does, whatever the other threads are at: its executor is gone."""
-    poll = select.poll()
-    poll.register(bridge.fileno(), select.POLLRDHUP)
-    poll.poll()
-    farewell.say()
-    os._exit(1)
-
-
 def main() -> None:
     """The process. An interrupt at the terminal is for the driver; it ends runs through the bridge."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     farewell = stand_by()
     try:
         resident = Resident()
-        threading.Thread(target=_end_with, args=(resident._bridge, farewell), daemon=True).start()  # noqa: SLF001 - one class
+        threading.Thread(target=end_with, args=(resident._bridge, farewell.say), daemon=True).start()  # noqa: SLF001 - one class
         resident.serve()
     except (BridgeLost, BridgeMissing):
         sys.exit(1)

@@ -266,7 +266,9 @@ class GroupRunner:
             Hiring(terms, self._work, self._since, self._executors, with_rows=with_rows)
         )
         title = f"{self._size} ranks take their places"
-        outcomes: list[Outcome] = self._jobs.run(title, hired.collect)
+        outcomes: list[Outcome] = self._jobs.run(
+            title, hired.collect, {at: rank for rank, at in enumerate(self._executors)}
+        )
         raise_cause(outcomes)
         by_rank = sorted(outcomes, key=lambda outcome: outcome.rank)
         self._executors = tuple(outcome.executor_id for outcome in by_rank)
@@ -286,7 +288,7 @@ class GroupRunner:
         self._orders += 1
         run_job = partial(self._jvm.run, self._prepared, self._orders, pickled)
         begun, cpu_s = time.perf_counter(), self._cpu_s()
-        found = self._jobs.run(title, run_job)
+        found = self._jobs.run(title, run_job, None)
         wall_s, cpu_s = time.perf_counter() - begun, self._cpu_s() - cpu_s
         if any(result.status is TaskStatus.AWAY for result in found):
             raise Misplaced("a task was started away from its rank")

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mizzle.scheduling.plan import spread
-from mizzle.scheduling.seats import Seat, reseat
+from mizzle.scheduling.seats import Seat, moves, reseat
 
 EXECUTORS = st.sampled_from("abcdefg")
 SLOTS = st.dictionaries(EXECUTORS, st.integers(1, 3), max_size=7)
@@ -68,3 +68,37 @@ def test_shards_move_only_for_the_balance(ranks: int, more: int) -> None:
     held = {seat.executor: set(seat.shards) for seat in after}
     for seat in before[1:]:
         assert set(seat.shards) <= held[seat.executor]
+
+
+def test_a_rank_that_had_to_share_leaves_for_an_executor_that_has_come() -> None:
+    before = seats(3, 6, ["a", "b", "c"])
+    crowded = reseat(before, {"a": 2, "b": 2}, 3, 1)
+    assert Counter(seat.executor for seat in crowded) == {"a": 2, "b": 1}
+    assert not moves(crowded, {"a": 2, "b": 2}, 1), "there is no better place"
+    assert moves(crowded, {"a": 2, "b": 2, "d": 2}, 1)
+    after = reseat(crowded, {"a": 2, "b": 2, "d": 2}, 3, 1)
+    assert Counter(seat.executor for seat in after) == {"a": 1, "b": 1, "d": 1}
+    assert [seat.shards for seat in after] == [seat.shards for seat in crowded], "shards move with their rank"
+    assert not moves(after, {"a": 2, "b": 2, "d": 2}, 1)
+
+
+def test_ranks_that_shared_from_the_start_stay() -> None:
+    before = seats(4, 4, ["a", "a", "b", "b"])
+    assert not moves(before, {"a": 4, "b": 4, "c": 4}, 2)
+    assert reseat(before, {"a": 4, "b": 4, "c": 4}, 4, 2) == before
+
+
+@given(st.integers(1, 6), st.integers(0, 12), st.lists(EXECUTORS, min_size=1), SLOTS, SLOTS, st.integers(1, 3))
+def test_nobody_shares_while_an_executor_is_empty_and_moves_once(
+    ranks: int, more: int, executors: list[str], first: dict[str, int], then: dict[str, int], share: int
+) -> None:
+    found = seats(ranks, ranks + more, executors)
+    for slots in (first, then):
+        found = reseat(found, slots, ranks, share)
+        if not found:
+            return
+        used = Counter(seat.executor for seat in found)
+        assert all(count <= slots[executor] for executor, count in used.items())
+        assert max(used.values()) <= share or not set(slots) - set(used)
+        assert sorted(shard for seat in found for shard in seat.shards) == list(range(ranks + more))
+        assert not moves(found, slots, share)

@@ -5,7 +5,6 @@ import java.nio.ByteBuffer;
 import java.security.SecureRandom;
 import java.util.ArrayList;
 import java.util.List;
-import java.util.concurrent.locks.LockSupport;
 import org.apache.spark.network.client.TransportClient;
 
 /**
@@ -32,7 +31,7 @@ final class Admission {
   private final Arena arena;
   private final Member member;
   private final Join request;
-  private final long deadlineNs;
+  private final Deadline deadline;
   /** Why it is not connected to a peer, where it is not. */
   private BridgeException unreachable;
 
@@ -42,7 +41,7 @@ final class Admission {
     Group group = new Group(arena.run, frame.body.getInt(), frame.body.getLong());
     int size = Short.toUnsignedInt(frame.body.getShort());
     int wanted = frame.body.getInt();
-    deadlineNs = System.nanoTime() + Integer.toUnsignedLong(frame.body.getInt()) * 1_000_000;
+    deadline = Deadline.afterMs(Integer.toUnsignedLong(frame.body.getInt()));
     String control = frame.string();
     List<Integer> preferred = Join.ranks(frame);
     // It orders several ranks in one executor; the driver's list, where there is one, counts more.
@@ -78,7 +77,7 @@ final class Admission {
       return table;
     } finally {
       if (!admitted) {
-        new Farewell(bridge, member).abort("it could not join: "
+        new Farewell(bridge.peers(), member).abort("it could not join: "
             + (unreachable == null ? "its worker gave up" : unreachable.getMessage()));
         bridge.runs().dismiss(member, "the rank was not admitted");
       }
@@ -92,7 +91,7 @@ final class Admission {
     });
     member.shelf.hang(member.group.letterbox(member.nonce, from), member.letterbox(from));
     member.shelf.hang(member.group.alarm(member.nonce, from),
-        () -> new Farewell(bridge, member).askWhy(from));
+        () -> new Farewell(bridge.peers(), member).askWhy(from));
   }
 
   private byte[] askUntilAdmitted(Patience patience) throws BridgeException, IOException {
@@ -111,12 +110,12 @@ final class Admission {
         bridge.driver().withdraw(request);
         throw new IOException("the worker is gone, or the executor is ending");
       }
-      if (isLate()) {
+      if (deadline.hasPassed()) {
         bridge.driver().withdraw(request);
         throw new BridgeException(BridgeException.Code.TIMEOUT, "not all " + request.size()
             + " ranks of the group started in time: are there as many free task slots?");
       }
-      LockSupport.parkNanos(pause);
+      deadline.pause(pause);
       pause = Math.min(2 * pause, longestPauseNs(member.size));
     }
   }
@@ -145,14 +144,10 @@ final class Admission {
     connectAll();
   }
 
-  private boolean isLate() {
-    return System.nanoTime() - deadlineNs > 0;
-  }
-
   /** All that can be reached in time, even if one cannot: they must be told of the failure. */
   private void connectAll() throws BridgeException {
     for (Member.Peer peer : member.others()) {
-      if (!isLate()) {
+      if (!deadline.hasPassed()) {
         connect(peer);
       } else if (unreachable == null) {
         unreachable = new BridgeException(BridgeException.Code.TIMEOUT,

@@ -4,9 +4,7 @@ import java.io.Closeable;
 import java.io.IOException;
 import java.net.StandardProtocolFamily;
 import java.net.UnixDomainSocketAddress;
-import java.nio.channels.ClosedChannelException;
 import java.nio.channels.ServerSocketChannel;
-import java.nio.channels.SocketChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.nio.file.attribute.PosixFilePermissions;
@@ -15,7 +13,6 @@ import java.util.HexFormat;
 import java.util.concurrent.ExecutorService;
 import java.util.concurrent.Executors;
 import java.util.concurrent.ScheduledExecutorService;
-import java.util.concurrent.locks.LockSupport;
 import org.apache.spark.SparkEnv;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -28,14 +25,11 @@ final class Bridge implements Closeable {
   /** Both sides say it in the first frame; other versions are refused. */
   static final int PROTOCOL_VERSION = 1;
   private static final Logger LOG = LoggerFactory.getLogger(Bridge.class);
-  /** How often it asks the driver which runs have ended; tests have it ask more often. */
-  private static final String LEASE_PERIOD = "spark.mizzle.leasePeriod";
   /** How long a process without a run is kept for the next one. */
   private static final String RESIDENT_IDLE = "spark.mizzle.residentIdle";
   private static final long RESIDENT_GRACE_MS = 5_000;
   /** Workers that may be waiting to be accepted; a group's tasks all come at once. */
   private static final int BACKLOG = 1024;
-  private static final long ACCEPT_PAUSE_NS = 100_000_000;
 
   private final Blocks blocks;
   private final Peers peers;
@@ -57,6 +51,7 @@ final class Bridge implements Closeable {
   private final GroupOrders groupOrders;
   private final Removals removals;
   private final long leasePeriodMs;
+  private final long leaseMs;
 
   Bridge(SparkEnv env, DriverLink driver) throws IOException {
     this.driver = driver;
@@ -64,14 +59,16 @@ final class Bridge implements Closeable {
     peers = new Peers(env);
     counters = driver.counters();
     removals = new Removals(blocks::remove, janitor);
-    runs = new Runs(counters);
     new SecureRandom().nextBytes(token);
-    leasePeriodMs = env.conf().getTimeAsMs(LEASE_PERIOD, "1s");
+    leasePeriodMs = Lease.periodMs(env.conf());
+    leaseMs = Lease.limitMs(env.conf());
+    Lease lease = new Lease(DriverSide::nowMs, leaseMs);
+    runs = new Runs(counters, lease);
     hostId = Host.id();
     directory = Files.createTempDirectory("mizzle-",
         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rwx------")));
     server = ServerSocketChannel.open(StandardProtocolFamily.UNIX);
-    leases = new Leases(this, new ShardFolders(blocks.localDirectories()));
+    leases = new Leases(this, new ShardFolders(blocks.localDirectories()), lease);
     residents = new Residents(timer, env.conf().getTimeAsMs(RESIDENT_IDLE, "60s"),
         RESIDENT_GRACE_MS, leases::renewNow);
     groupOrders = new GroupOrders(residents, this::abort);
@@ -85,24 +82,10 @@ final class Bridge implements Closeable {
     Files.deleteIfExists(card);
     Files.createFile(card,
         PosixFilePermissions.asFileAttribute(PosixFilePermissions.fromString("rw-------")));
-    Files.writeString(card, socket + "\n" + HexFormat.of().formatHex(token) + "\n");
-    workers.execute(this::acceptAll);
+    Files.writeString(card, socket + "\n" + HexFormat.of().formatHex(token) + "\n" + leaseMs + "\n");
+    workers.execute(
+        new Reception(server, workers, channel -> new Session(this, channel)));
     leases.start(leasePeriodMs);
-  }
-
-  private void acceptAll() {
-    while (server.isOpen()) {
-      try {
-        SocketChannel channel = server.accept();
-        workers.execute(new Session(this, channel));
-      } catch (ClosedChannelException e) {
-        LOG.debug("mizzle's bridge stops");
-      } catch (IOException e) {
-        // Most likely out of file descriptors; others may give theirs back.
-        LOG.warn("mizzle's bridge cannot accept a worker now", e);
-        LockSupport.parkNanos(ACCEPT_PAUSE_NS);
-      }
-    }
   }
 
   /**
@@ -113,7 +96,7 @@ final class Bridge implements Closeable {
     timer.execute(() -> {
       Member member = runs.member(run, generation, rank);
       if (member != null) {
-        new Farewell(this, member).abort(why);
+        new Farewell(peers, member).abort(why);
         member.halt();
       }
     });

@@ -61,7 +61,12 @@ final class Chunks {
       return;
     }
     opening = true;
-    opener.open(names, this::opened, this::failed);
+    try {
+      opener.open(names, this::opened, this::failed);
+    } catch (RuntimeException e) {
+      // Thrown on an event loop it would only be logged, and readings would wait for ever.
+      failed(e);
+    }
   }
 
   private void opened(long stream) {
@@ -78,9 +83,17 @@ final class Chunks {
     }
   }
 
+  private static void start(Reading reading, long stream, int chunk) {
+    try {
+      reading.start(stream, chunk);
+    } catch (RuntimeException e) {
+      reading.failed(e);
+    }
+  }
+
   private void startWhatCan() {
     while (!waiting.isEmpty() && !streams.isEmpty()) {
-      waiting.poll().start(streams.peek(), chunk++);
+      start(waiting.poll(), streams.peek(), chunk++);
       if (chunk == AT_ONCE) {
         streams.poll();
         chunk = 0;

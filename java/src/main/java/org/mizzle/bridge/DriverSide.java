@@ -6,7 +6,7 @@ import java.nio.ByteBuffer;
 import java.util.HashSet;
 import java.util.Map;
 import java.util.Set;
-import java.util.concurrent.ConcurrentHashMap;
+import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.atomic.LongAdder;
 import org.apache.spark.SparkContext;
 import org.apache.spark.api.plugin.DriverPlugin;
@@ -29,8 +29,7 @@ public final class DriverSide implements DriverPlugin {
   static final int WITHDRAW = 4;
   static final int SUPERFLUOUS = 5;
 
-  /** How long a bridge that holds ranks may be silent before its executor counts as hung. */
-  private static final String VERDICT = "spark.mizzle.verdict";
+  private static final long LOOK_PERIOD_MS = 500;
 
   /** The one of this application: SparkContext is a singleton, and py4j needs a static way in. */
   private static volatile DriverSide current;
@@ -38,11 +37,13 @@ public final class DriverSide implements DriverPlugin {
   private final Rendezvous rendezvous = new Rendezvous(DriverSide::nowMs);
   private Roster roster = new Roster(new Pulse(DriverSide::nowMs, Long.MAX_VALUE));
   private SparkContext context;
-  /** Executors that hung: Spark was told, once. */
-  private final Set<String> replaced = ConcurrentHashMap.newKeySet();
+  private final Replacements replacements =
+      new Replacements(executorId -> context.killAndReplaceExecutor(executorId));
   private final Attempts attempts = new Attempts();
   private final LongAdder messages = new LongAdder();
   private final LongAdder leases = new LongAdder();
+  /** Looks who is silent, so that {@link Pulse} knows its own pauses. */
+  private final ScheduledExecutorService watch = Threads.scheduler("mizzle-watch");
 
   /** The driver's half of the running application, or null when the plugin was not loaded. */
   public static DriverSide current() {
@@ -52,8 +53,9 @@ public final class DriverSide implements DriverPlugin {
   @Override
   public Map<String, String> init(SparkContext context, PluginContext plugin) {
     this.context = context;
-    long verdictMs = context.conf().getTimeAsMs(VERDICT, "9s");
+    long verdictMs = Lease.verdictMs(context.conf());
     roster = new Roster(new Pulse(DriverSide::nowMs, verdictMs));
+    Threads.repeat(watch, LOOK_PERIOD_MS, roster::hung);
     current = this;
     context.addSparkListener(listener());
     return Map.of();
@@ -102,7 +104,7 @@ public final class DriverSide implements DriverPlugin {
     }
   }
 
-  private static long nowMs() {
+  static long nowMs() {
     return System.nanoTime() / 1_000_000;
   }
 
@@ -151,12 +153,7 @@ public final class DriverSide implements DriverPlugin {
 
   /** Has Spark end an executor that hangs, and start another one in its place; returns at once. */
   void replace(String executorId) {
-    if (replaced.add(executorId)) {
-      Thread thread = new Thread(
-          () -> context.killAndReplaceExecutor(executorId), "mizzle-replace-" + executorId);
-      thread.setDaemon(true);
-      thread.start();
-    }
+    replacements.ask(executorId);
   }
 
   /** One line a living executor whose bridge has reported and is not silent: "executor id TAB description". */
@@ -183,5 +180,6 @@ public final class DriverSide implements DriverPlugin {
   @Override
   public void shutdown() {
     current = null;
+    watch.shutdownNow();
   }
 }

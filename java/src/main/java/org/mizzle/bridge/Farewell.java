@@ -15,11 +15,11 @@ final class Farewell {
   private static final String UNKNOWN = "it gave up";
   private static final Logger LOG = LoggerFactory.getLogger(Farewell.class);
 
-  private final Bridge bridge;
+  private final Peers peers;
   private final Member member;
 
-  Farewell(Bridge bridge, Member member) {
-    this.bridge = bridge;
+  Farewell(Peers peers, Member member) {
+    this.peers = peers;
     this.member = member;
   }
 
@@ -31,17 +31,17 @@ final class Farewell {
     try {
       byte[] text = why.getBytes(StandardCharsets.UTF_8);
       member.shelf.leave(member.group.reason(member.nonce), text);
-    } catch (BridgeException e) {
+    } catch (BridgeException | RuntimeException e) {
       // The peers learn of the loss all the same, only not why.
       LOG.debug("no reason left behind", e);
     }
     for (Member.Peer peer : member.others()) {
       try {
-        bridge.peers().ring(member.link(peer.rank()).client(), peer.executorId(),
+        peers.ring(member.link(peer.rank()).client(), peer.executorId(),
             member.group.alarm(peer.nonce(), member.rank()),
             error -> LOG.debug("rank {} was not told: {}", peer.rank(), error.toString()));
-      } catch (BridgeException e) {
-        // Never connected, so it hears of it when it asks for something.
+      } catch (BridgeException | RuntimeException e) {
+        // Never connected, so it hears of it when it asks for something; the others must be told.
         LOG.debug("rank {} cannot be told", peer.rank(), e);
       }
     }
@@ -53,10 +53,10 @@ final class Farewell {
   void askWhy(int from) {
     try {
       Member.Peer peer = member.peer(from);
-      bridge.peers().fetch(member.link(from).client(), peer.executorId(),
+      peers.fetch(member.link(from).client(), peer.executorId(),
           member.group.reason(peer.nonce()), new Reason(from),
           error -> member.lost(from, UNKNOWN));
-    } catch (BridgeException e) {
+    } catch (BridgeException | RuntimeException e) {
       member.lost(from, UNKNOWN);
     }
   }

@@ -2,6 +2,7 @@ package org.mizzle.bridge;
 
 import java.nio.ByteBuffer;
 import java.util.List;
+import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.ScheduledFuture;
 import java.util.concurrent.TimeUnit;
 
@@ -19,7 +20,8 @@ final class Fetch implements Turns.Waiter, Sink.Outcome {
 
   /** A rank is never so many blocks ahead of a reader: who says so is damaged. */
   private static final int MAX_BEHIND = 1 << 20;
-  private final Bridge bridge;
+  private final ScheduledExecutorService timer;
+  private final Counters counters;
   private final Member member;
   private final Header wanted;
   private final Region region;
@@ -33,9 +35,10 @@ final class Fetch implements Turns.Waiter, Sink.Outcome {
   private boolean answered;
 
   /** Takes over one reference to {@code region} (null: no payload is expected). */
-  Fetch(Bridge bridge, Member member, PeerLink link, Header wanted, Region region,
-      List<ByteBuffer> target, Asker asker) {
-    this.bridge = bridge;
+  Fetch(ScheduledExecutorService timer, Counters counters, Member member, PeerLink link,
+      Header wanted, Region region, List<ByteBuffer> target, Asker asker) {
+    this.timer = timer;
+    this.counters = counters;
     this.member = member;
     this.link = link;
     this.wanted = wanted;
@@ -47,7 +50,7 @@ final class Fetch implements Turns.Waiter, Sink.Outcome {
 
   void start(long deadlineMs) {
     synchronized (this) {
-      alarm = bridge.timer().schedule(this::cancel, deadlineMs, TimeUnit.MILLISECONDS);
+      alarm = timer.schedule(this::cancel, deadlineMs, TimeUnit.MILLISECONDS);
     }
     member.turns.await(wanted.source(), this);
   }
@@ -70,6 +73,10 @@ final class Fetch implements Turns.Waiter, Sink.Outcome {
       link.ask(number);
     } catch (BridgeException e) {
       failed(e);
+    } catch (RuntimeException e) {
+      // On whatever thread the peer's ring was heard: it would be nobody's.
+      failed(new BridgeException(BridgeException.Code.PEER_LOST,
+          "a block could not be asked for: " + e, wanted.source()));
     }
   }
 
@@ -86,8 +93,8 @@ final class Fetch implements Turns.Waiter, Sink.Outcome {
   @Override
   public void arrived(Header header, byte[] meta) {
     if (end()) {
-      bridge.counters().increment(Counters.Name.BLOCKS_FETCHED);
-      bridge.counters().add(Counters.Name.BYTES_FETCHED, header.payloadBytes());
+      counters.increment(Counters.Name.BLOCKS_FETCHED);
+      counters.add(Counters.Name.BYTES_FETCHED, header.payloadBytes());
       asker.answer(header, meta);
     }
   }
@@ -95,7 +102,7 @@ final class Fetch implements Turns.Waiter, Sink.Outcome {
   @Override
   public void failed(BridgeException error) {
     if (error.code == BridgeException.Code.CORRUPT) {
-      bridge.counters().increment(Counters.Name.CORRUPT);
+      counters.increment(Counters.Name.CORRUPT);
     }
     if (end()) {
       asker.answer(error);

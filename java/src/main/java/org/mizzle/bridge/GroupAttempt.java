@@ -2,9 +2,7 @@ package org.mizzle.bridge;
 
 import java.nio.charset.StandardCharsets;
 import java.util.concurrent.ExecutionException;
-import java.util.concurrent.TimeUnit;
 import java.util.concurrent.TimeoutException;
-import java.util.concurrent.locks.LockSupport;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -21,6 +19,7 @@ final class GroupAttempt {
   static final int DIED = 2;
   static final int FAILED = 3;
   private static final long LOOK_MS = 200;
+  private static final long LOOK_NS = LOOK_MS * 1_000_000;
   private static final long ASK_MS = 1_000;
   /** A resident that does not come back is killed after five seconds; then its session must end. */
   private static final long LEAVE_MS = 10_000;
@@ -86,7 +85,7 @@ final class GroupAttempt {
     try {
       while (!task.isKilled()) {
         try {
-          Order.Outcome outcome = order.done.get(LOOK_MS, TimeUnit.MILLISECONDS);
+          Order.Outcome outcome = Deadline.afterMs(LOOK_MS).get(order.done);
           return result(status(outcome.end()), outcome.rank(), outcome.body());
         } catch (TimeoutException e) {
           LOG.trace("group {} still runs", group);
@@ -106,11 +105,11 @@ final class GroupAttempt {
 
   /** The slot is not free before its process has left the group, or is dead. */
   private static void letGo(Order order) {
-    long deadlineNs = System.nanoTime() + TimeUnit.MILLISECONDS.toNanos(LEAVE_MS);
+    Deadline deadline = Deadline.afterMs(LEAVE_MS);
     boolean interrupted = Thread.interrupted();
-    while (!order.done.isDone() && System.nanoTime() - deadlineNs < 0) {
+    while (!order.done.isDone() && !deadline.hasPassed()) {
       try {
-        order.done.get(LOOK_MS, TimeUnit.MILLISECONDS);
+        deadline.get(order.done);
       } catch (InterruptedException e) {
         interrupted = true;
       } catch (ExecutionException | TimeoutException e) {
@@ -124,15 +123,14 @@ final class GroupAttempt {
 
   /** Returns true when nobody else will do it, false when the task was killed. */
   private boolean waitInVain(Task task) {
-    long askedNs = System.nanoTime();
     while (!orders.isBroken(group.run(), group.generation()) && isSuperfluous()) {
-      while (System.nanoTime() - askedNs < TimeUnit.MILLISECONDS.toNanos(ASK_MS)) {
-        LockSupport.parkNanos(TimeUnit.MILLISECONDS.toNanos(LOOK_MS));
+      Deadline askAgain = Deadline.afterMs(ASK_MS);
+      while (!askAgain.hasPassed()) {
+        askAgain.pause(LOOK_NS);
         if (task.isKilled() || Thread.interrupted()) {
           return false;
         }
       }
-      askedNs = System.nanoTime();
     }
     return true;
   }

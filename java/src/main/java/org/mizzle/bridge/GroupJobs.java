@@ -6,7 +6,6 @@ import java.util.Set;
 import java.util.UUID;
 import java.util.concurrent.Future;
 import java.util.concurrent.ScheduledExecutorService;
-import java.util.concurrent.TimeUnit;
 import java.util.stream.IntStream;
 import org.apache.spark.SparkContext;
 import scala.collection.immutable.Seq;
@@ -20,9 +19,9 @@ public final class GroupJobs {
   private static final String FAILING = "spark.mizzle.groupFailing";
   /** By this the exception of a job that was cancelled here is known from any other. */
   static final String REASON = "a rank of the group is missing or has failed";
-  private static final long WATCH_MS = 100;
+  static final long WATCH_MS = 100;
   /** Posts cancellations: never blocks. */
-  private static final ScheduledExecutorService TIMER = Threads.scheduler("mizzle-groups");
+  static final ScheduledExecutorService TIMER = Threads.scheduler("mizzle-groups");
 
   private GroupJobs() {}
 
@@ -57,8 +56,7 @@ public final class GroupJobs {
     Future<?> watch = null;
     try (GroupResults results = new GroupResults(count, TIMER, failingMs,
         () -> context.cancelJobsWithTag(tag, REASON))) {
-      watch = TIMER.scheduleWithFixedDelay(
-          () -> giveUpLost(ranks.run, results), WATCH_MS, WATCH_MS, TimeUnit.MILLISECONDS);
+      watch = Threads.repeat(TIMER, WATCH_MS, () -> giveUpLost(ranks.run, results));
       try {
         context.runJob(ranks, new GroupWork(ranks.run, ranks.generation, group, order), all(count),
             (index, result) -> {

@@ -43,8 +43,9 @@ final class GroupResults implements AutoCloseable {
   /** Who has said nothing yet will not: the rest is cancelled. */
   synchronized void giveUp() {
     if (!isCancelled && !isClosed) {
-      isCancelled = true;
       cancelRest.run();
+      // Not before: what threw is tried again.
+      isCancelled = true;
     }
   }
 

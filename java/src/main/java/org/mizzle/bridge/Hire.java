@@ -13,6 +13,9 @@ final class Hire {
     void answer(byte[] outcome);
 
     void answer(BridgeException error);
+
+    /** It cannot be told: its connection ends, so that it does not wait for ever. */
+    void drop();
   }
 
   final String run;
@@ -61,6 +64,10 @@ final class Hire {
       forget();
       asker.answer(error);
     }
+  }
+
+  void drop() {
+    asker.drop();
   }
 
   void done(Order.Outcome outcome) {

@@ -7,12 +7,16 @@ import java.util.Iterator;
 import java.util.Map;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * The tasks that wait for a resident, the oldest first. Any thread may call; guarded by the
  * {@link Residents}, and nothing blocks inside.
  */
 final class Hires {
+  private static final Logger LOG = LoggerFactory.getLogger(Hires.class);
+
   private final Residents residents;
   private final ScheduledExecutorService timer;
   private final Runnable renewLeases;
@@ -76,14 +80,20 @@ final class Hires {
   private void start(Hire hire, Resident resident) {
     resident.belongTo(hire.run, hire.generation);
     hire.order = residents.give(resident, Order.START, hire.payload, 0, -1);
-    hire.order.done.thenAccept(outcome -> {
-      if (outcome.died()) {
-        hire.fail(new BridgeException(BridgeException.Code.GONE, "a rank could not start: "
-            + new String(outcome.body(), StandardCharsets.UTF_8)));
-      } else {
-        hire.done(outcome);
-      }
+    hire.order.done.thenAccept(outcome -> tell(hire, outcome)).exceptionally(thrown -> {
+      LOG.error("mizzle could not tell how a rank of run {} started", hire.run, thrown);
+      hire.drop();
+      return null;
     });
+  }
+
+  private static void tell(Hire hire, Order.Outcome outcome) {
+    if (outcome.died()) {
+      hire.fail(new BridgeException(BridgeException.Code.GONE, "a rank could not start: "
+          + new String(outcome.body(), StandardCharsets.UTF_8)));
+    } else {
+      hire.done(outcome);
+    }
   }
 
   private void expire(Hire hire) {

@@ -53,6 +53,11 @@ final class Intake extends DefaultMaxMessagesRecvByteBufAllocator {
     return channel.attr(KEY).get();
   }
 
+  /** Nothing more is read. Does not wait. */
+  void close() {
+    channel.close();
+  }
+
   /** The bytes that come now are of that payload; null: of none. */
   void expect(Place next) {
     place = next;

@@ -13,12 +13,13 @@ import org.slf4j.LoggerFactory;
  * Asks the driver again and again which runs have ended, or have come to another generation, and
  * lets go of all that this executor holds of them; so the driver hears that the executor is not
  * hung. Before that it tells the driver that the bridge is there. It has the one thread that waits
- * for the driver's answers.
+ * for the driver's answers, and another that sees to it that nothing goes on when none come.
  */
 final class Leases implements Closeable {
   private static final Logger LOG = LoggerFactory.getLogger(Leases.class);
   private static final long READY_PERIOD_MS = 20;
   private static final long HELLO_PERIOD_MS = 1_000;
+  private static final long LOOK_PERIOD_MS = 250;
 
   /** Something that the driver is told. */
   interface Report {
@@ -27,16 +28,23 @@ final class Leases implements Closeable {
 
   private final Bridge bridge;
   private final ShardFolders folders;
+  private final Lease lease;
   private final ScheduledExecutorService thread = Threads.scheduler("mizzle-leases");
+  /** Never waits for the driver, nor for anybody else. */
+  private final ScheduledExecutorService guard = Threads.scheduler("mizzle-lease-guard");
+  /** Whether the lease was over when it was looked at last; the guard's alone. */
+  private boolean wasOver;
 
-  Leases(Bridge bridge, ShardFolders folders) {
+  Leases(Bridge bridge, ShardFolders folders, Lease lease) {
     this.bridge = bridge;
     this.folders = folders;
+    this.lease = lease;
   }
 
   void start(long periodMs) {
     thread.execute(this::hello);
-    thread.scheduleWithFixedDelay(this::renew, periodMs, periodMs, TimeUnit.MILLISECONDS);
+    Threads.repeat(thread, periodMs, this::renew);
+    Threads.repeat(guard, LOOK_PERIOD_MS, this::look);
   }
 
   /** Out of turn; returns at once, {@link Hires#leasesAreFresh} is called in any case. */
@@ -62,7 +70,7 @@ final class Leases implements Closeable {
   static void tell(ScheduledExecutorService thread, long periodMs, Report report) {
     try {
       report.send();
-    } catch (BridgeException e) {
+    } catch (BridgeException | RuntimeException e) {
       LOG.warn("mizzle's bridge could not report to the driver; it will try again", e);
       if (!thread.isShutdown()) {
         thread.schedule(() -> tell(thread, periodMs, report), periodMs, TimeUnit.MILLISECONDS);
@@ -71,16 +79,40 @@ final class Leases implements Closeable {
   }
 
   private void renew() {
+    if (!bridge.blocks().isReady()) {
+      return;
+    }
     try {
       Set<String> known = new TreeSet<>(bridge.runs().names());
       known.addAll(folders.runs());
       known.addAll(bridge.residents().runs());
-      if (!known.isEmpty()) {
+      // Also when there is nothing to ask about: whoever says nothing counts as hung.
+      boolean late;
+      do {
+        long askedMs = lease.now();
         take(bridge.driver().leases(bridge.blocks().executorId(), known));
-      }
+        lease.renewed(askedMs);
+        // An answer that took so long renews nothing.
+        late = lease.isOver();
+      } while (late);
     } catch (BridgeException | IOException | RuntimeException e) {
       // Whatever it was: an exception that left this method would end the renewals for good.
       LOG.warn("mizzle's bridge could not renew its leases", e);
+    }
+  }
+
+  /** Once the lease is over nothing of any run goes on here, until a later generation of it. */
+  private void look() {
+    boolean isOver = lease.isOver();
+    if (isOver != wasOver) {
+      LOG.warn(isOver
+          ? "the driver is out of reach: mizzle's bridge ends what its ranks are about"
+          : "the driver answers mizzle's bridge again");
+      wasOver = isOver;
+    }
+    if (isOver) {
+      bridge.runs().isolate();
+      bridge.residents().runs().forEach(bridge.residents()::end);
     }
   }
 
@@ -100,5 +132,6 @@ final class Leases implements Closeable {
   @Override
   public void close() {
     thread.shutdownNow();
+    guard.shutdownNow();
   }
 }

@@ -111,13 +111,18 @@ final class Member {
     if (!turns.lost(peer, error)) {
       return;
     }
+    try {
+      timer.schedule(() -> turns.giveUp(error), GRACE_MS, TimeUnit.MILLISECONDS);
+    } catch (RuntimeException e) {
+      // Better at once than never.
+      turns.giveUp(error);
+    }
     synchronized (this) {
       if (!left && !lossNoted) {
         lossNoted = true;
         arena.noteLoss(peer, why);
       }
     }
-    timer.schedule(() -> turns.giveUp(error), GRACE_MS, TimeUnit.MILLISECONDS);
   }
 
   /** Nothing of it goes on, because only generations from {@code fence} on are served. */

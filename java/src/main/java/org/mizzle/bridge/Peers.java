@@ -32,14 +32,20 @@ import scala.Option;
  * and encryption, but not its retries and unbounded waits. Callbacks run on network threads of this
  * class' own client and must not block.
  */
-final class Peers implements Closeable {
+class Peers implements Closeable {
   private final SparkEnv env;
   private String appId;
   private TransportContext context;
   private TransportClientFactory factory;
 
   Peers(SparkEnv env) {
+    this(env, null);
+  }
+
+  /** {@code appId}: null until there is a connection. */
+  Peers(SparkEnv env, String appId) {
     this.env = env;
+    this.appId = appId;
   }
 
   /** Not in the constructor: in local mode plugins start before the application has an id. */
@@ -113,8 +119,15 @@ final class Peers implements Closeable {
     client.sendRpc(request, new RpcResponseCallback() {
       @Override
       public void onSuccess(ByteBuffer response) {
-        BlockTransferMessage message = BlockTransferMessage.Decoder.fromByteBuffer(response);
-        opened.accept(((StreamHandle) message).streamId);
+        long stream;
+        try {
+          BlockTransferMessage message = BlockTransferMessage.Decoder.fromByteBuffer(response);
+          stream = ((StreamHandle) message).streamId;
+        } catch (RuntimeException e) {
+          failed.accept(e);
+          return;
+        }
+        opened.accept(stream);
       }
 
       @Override

@@ -1,16 +1,15 @@
 package org.mizzle.bridge;
 
-import java.util.Collection;
 import java.util.HashMap;
-import java.util.HashSet;
 import java.util.Map;
 import java.util.Set;
+import java.util.TreeSet;
 import java.util.function.LongSupplier;
 
 /**
- * Which executors have fallen silent: they hold ranks, so their bridges renew leases every second,
- * but nothing was heard of them for long. A frozen executor keeps its connections open, and Spark
- * waits two minutes for it. Pure: time comes from outside; guarded by this.
+ * Which executors have fallen silent: their bridges have reported once, so they renew their leases
+ * every second, but nothing was heard of them for long. A frozen executor keeps its connections
+ * open, and Spark waits two minutes for it. Pure: time comes from outside; guarded by this.
  */
 final class Pulse {
   /** Who looks so seldom was itself not running: what was sent meanwhile is still to be read. */
@@ -21,16 +20,13 @@ final class Pulse {
   private long lookedMs;
   private long judgedSinceMs;
   private final Map<String, Long> heardMs = new HashMap<>();
-  /** By run, the executors that must be heard of, and since when. */
-  private final Map<String, Expected> expected = new HashMap<>();
-  private final Set<String> silent = new HashSet<>();
-
-  private record Expected(Set<String> executorIds, long sinceMs) {}
+  private final Set<String> silent = new TreeSet<>();
 
   Pulse(LongSupplier clockMs, long limitMs) {
     this.clockMs = clockMs;
     this.limitMs = limitMs;
     lookedMs = clockMs.getAsLong();
+    judgedSinceMs = lookedMs;
   }
 
   /** A bridge has spoken: whatever was thought of it, it is there. */
@@ -45,31 +41,21 @@ final class Pulse {
     silent.remove(executorId);
   }
 
-  /** From now on these must be heard of, for that run, and no others. */
-  synchronized void expect(String run, Collection<String> executorIds) {
-    expected.put(run, new Expected(Set.copyOf(executorIds), clockMs.getAsLong()));
-  }
-
-  synchronized void end(String run) {
-    expected.remove(run);
-  }
-
-  /** All that have fallen silent, now or before, and were not heard of since. */
+  /**
+   * All that have fallen silent, now or before, and were not heard of since. To be called at least
+   * every second: only so a pause of the caller is known from one of theirs.
+   */
   synchronized Set<String> silent() {
     long now = clockMs.getAsLong();
     if (now - lookedMs > PAUSED_MS) {
       judgedSinceMs = now;
     }
     lookedMs = now;
-    for (Expected one : expected.values()) {
-      for (String executorId : one.executorIds) {
-        long since = Math.max(one.sinceMs, judgedSinceMs);
-        long last = Math.max(since, heardMs.getOrDefault(executorId, since));
-        if (now - last > limitMs) {
-          silent.add(executorId);
-        }
+    heardMs.forEach((executorId, last) -> {
+      if (now - Math.max(last, judgedSinceMs) > limitMs) {
+        silent.add(executorId);
       }
-    }
+    });
     return Set.copyOf(silent);
   }
 }

@@ -94,7 +94,7 @@ final class Rank {
   /** Tells every peer that this rank gives up. */
   void abort(String why) {
     if (trade != null) {
-      new Farewell(bridge, trade.member()).abort(why);
+      new Farewell(bridge.peers(), trade.member()).abort(why);
     }
   }
 

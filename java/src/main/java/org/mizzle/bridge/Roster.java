@@ -45,12 +45,10 @@ final class Roster {
   /** From now on groups of this generation may be run, in these executors. */
   synchronized void expect(String run, int generation, Collection<String> executorIds) {
     generations.put(run, new Generation(generation, List.copyOf(executorIds)));
-    pulse.expect(run, executorIds);
   }
 
   synchronized void end(String run) {
     generations.remove(run);
-    pulse.end(run);
   }
 
   /** Whether that is the run's newest generation of residents, and all its executors live. */
@@ -62,17 +60,28 @@ final class Roster {
 
   /** The executors of a run's newest generation that Spark has removed. */
   synchronized Set<String> gone(String run) {
-    Set<String> gone = ofNewest(run);
-    gone.removeAll(bridges.keySet());
-    return gone;
+    return gone(ofNewest(run));
   }
 
   /** The executors of a run's newest generation that live, and have fallen silent. */
   synchronized Set<String> hung(String run) {
-    Set<String> hung = ofNewest(run);
-    hung.retainAll(bridges.keySet());
+    Set<String> hung = hung();
+    hung.retainAll(ofNewest(run));
+    return hung;
+  }
+
+  /** Those that live, and have fallen silent. */
+  synchronized Set<String> hung() {
+    Set<String> hung = new TreeSet<>(bridges.keySet());
     hung.retainAll(pulse.silent());
     return hung;
+  }
+
+  /** Of these executors, those that Spark has removed. */
+  synchronized Set<String> gone(Collection<String> executorIds) {
+    Set<String> gone = new TreeSet<>(executorIds);
+    gone.removeAll(bridges.keySet());
+    return gone;
   }
 
   /** One line an executor that lives and is not silent: "executor id TAB description". */

@@ -7,6 +7,8 @@ import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.function.Predicate;
+import org.slf4j.Logger;
+import org.slf4j.LoggerFactory;
 
 /**
  * All that this executor holds of each run: arenas, members and the fence. Any thread may call;
@@ -15,6 +17,7 @@ import java.util.function.Predicate;
 final class Runs {
   /** As a fence: no generation is served any more. */
   private static final int NONE = -1;
+  private static final Logger LOG = LoggerFactory.getLogger(Runs.class);
 
   private static final class Run {
     final List<Arena> arenas = new ArrayList<>();
@@ -24,10 +27,12 @@ final class Runs {
   }
 
   private final Counters counters;
+  private final Lease lease;
   private final Map<String, Run> runs = new HashMap<>();
 
-  Runs(Counters counters) {
+  Runs(Counters counters, Lease lease) {
     this.counters = counters;
+    this.lease = lease;
   }
 
   synchronized Set<String> names() {
@@ -51,8 +56,14 @@ final class Runs {
     return arena;
   }
 
-  /** Refuses an older generation than the fence. */
+  /** Refuses an older generation than the fence, and all of them while the lease is over. */
   synchronized void check(String name, int generation) throws BridgeException {
+    try {
+      lease.check();
+    } catch (BridgeException e) {
+      counters.increment(Counters.Name.FENCED);
+      throw e;
+    }
     Run run = runs.get(name);
     if (run != null && Integer.compareUnsigned(generation, run.fence) < 0) {
       counters.increment(Counters.Name.FENCED);
@@ -74,12 +85,30 @@ final class Runs {
       old = take(run, member ->
           Integer.compareUnsigned(member.group.generation(), generation) < 0);
     }
+    counters.add(Counters.Name.FENCED, old.stream().filter(member -> !member.hasLeft()).count());
     String why = "superseded: generation " + Integer.toUnsignedString(generation) + " has started";
-    old.forEach(member -> member.fenced(generation, why));
+    old.forEach(member -> end(member, generation, why));
+  }
+
+  /**
+   * Ends every generation that ranks here belong to: others may have taken over from them. What
+   * their arenas hold stays, for the driver may come back and find that nobody has.
+   */
+  void isolate() {
+    Map<String, Integer> fences = new HashMap<>();
+    synchronized (this) {
+      runs.forEach((name, run) -> run.members.stream().map(member -> member.group.generation())
+          .max(Integer::compareUnsigned)
+          .ifPresent(generation -> fences.put(name, generation + 1)));
+    }
+    fences.forEach(this::fence);
   }
 
   /** A rank is about to join: older generations end, and it is refused if it is of one itself. */
   void register(Member member) throws BridgeException {
+    synchronized (this) {
+      check(member.group.run(), member.group.generation());
+    }
     fence(member.group.run(), member.group.generation());
     synchronized (this) {
       check(member.group.run(), member.group.generation());
@@ -127,7 +156,7 @@ final class Runs {
       old = run == null
           ? List.of() : take(run, member -> member.hasLeft() && member.group.isOlder(by));
     }
-    old.forEach(member -> member.fenced(0, "its group has ended"));
+    old.forEach(member -> end(member, 0, "its group has ended"));
   }
 
   /** The run is over: everything of it goes. */
@@ -137,8 +166,17 @@ final class Runs {
       run = runs.remove(name);
     }
     if (run != null) {
-      run.members.forEach(member -> member.fenced(NONE, "the run has ended"));
+      run.members.forEach(member -> end(member, NONE, "the run has ended"));
       run.arenas.forEach(Arena::close);
+    }
+  }
+
+  /** Whatever goes wrong with one, the others end as well. */
+  private static void end(Member member, int fence, String why) {
+    try {
+      member.fenced(fence, why);
+    } catch (RuntimeException e) {
+      LOG.error("mizzle could not end rank {} of {}", member.rank(), member.group, e);
     }
   }
 

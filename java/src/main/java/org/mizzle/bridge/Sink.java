@@ -22,6 +22,7 @@ final class Sink implements StreamCallback, Intake.Place {
     void failed(BridgeException error);
   }
 
+  private static final long READ_MS = 5_000;
   private final byte[] wanted;
   private final int source;
   private final Landing landing;
@@ -177,21 +178,18 @@ final class Sink implements StreamCallback, Intake.Place {
 
   /**
    * Stops writing to the arena; the outcome is not told. Waits for a read that is under way, which
-   * is never long: the bytes are there. Returns false when it had ended.
+   * is never long: the bytes are there. Else the connection is closed, so that none follows.
+   * Returns false when it had ended.
    */
-  synchronized boolean cancel() {
+  boolean cancel() {
+    return cancel(Deadline.afterMs(READ_MS));
+  }
+
+  synchronized boolean cancel(Deadline deadline) {
     boolean was = done;
-    boolean interrupted = false;
     done = true;
-    while (isLent) {
-      try {
-        wait();
-      } catch (InterruptedException e) {
-        interrupted = true;
-      }
-    }
-    if (interrupted) {
-      Thread.currentThread().interrupt();
+    if (!deadline.await(this, () -> !isLent)) {
+      intake.close();
     }
     return !was;
   }

@@ -106,5 +106,10 @@ final class Staffing implements Resident.Seat {
     public void answer(BridgeException error) {
       line.send(Session.error(tag, error));
     }
+
+    @Override
+    public void drop() {
+      line.close();
+    }
   }
 }

@@ -63,8 +63,8 @@ final class Trade {
     PeerLink link = member.link(wanted.source());
     Span span = hold(Range.read(frame));
     int tag = frame.tag;
-    Fetch fetch = new Fetch(bridge, member, link, wanted, span.region(), span.parts(),
-        new Fetch.Asker() {
+    Fetch fetch = new Fetch(bridge.timer(), bridge.counters(), member, link, wanted, span.region(),
+        span.parts(), new Fetch.Asker() {
           @Override
           public void answer(Header header, byte[] meta) {
             fetches.remove(tag);

@@ -31,6 +31,11 @@ final class FakeAsker implements Hire.Asker {
     heard.add(error.code + " " + error.getMessage());
   }
 
+  @Override
+  public void drop() {
+    heard.add("dropped");
+  }
+
   String next() throws InterruptedException {
     return heard.poll(FakeResident.SOON_S, TimeUnit.SECONDS);
   }

@@ -4,6 +4,7 @@ import static org.mizzle.bridge.RunTests.check;
 import static org.mizzle.bridge.RunTests.equal;
 import static org.mizzle.bridge.RunTests.golden;
 
+import io.netty.channel.embedded.EmbeddedChannel;
 import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.charset.StandardCharsets;
@@ -15,6 +16,7 @@ import java.util.List;
 final class SinkPlaceTest implements Sink.Outcome {
   private static final int META_AT = Handout.FRONT_BYTES + Header.BYTES;
   private static final int PAYLOAD_AT = META_AT + 4;
+  private final EmbeddedChannel channel = new EmbeddedChannel();
   private final byte[] block;
   private final List<String> outcomes = new ArrayList<>();
   private final byte[] arena = new byte[16];
@@ -46,7 +48,7 @@ final class SinkPlaceTest implements Sink.Outcome {
       at += window;
     }
     byte[] wanted = Arrays.copyOfRange(block, Handout.FRONT_BYTES, META_AT);
-    return new Sink(wanted, 6, target, new Intake(null), this);
+    return new Sink(wanted, 6, target, new Intake(channel), this);
   }
 
   private void feed(Sink sink, int from, int to) {
@@ -119,11 +121,19 @@ final class SinkPlaceTest implements Sink.Outcome {
     sink.lend(8);
     Thread other = new Thread(sink::cancel);
     other.start();
-    while (other.getState() != Thread.State.WAITING) {
+    while (other.getState() != Thread.State.TIMED_WAITING) {
       Thread.onSpinWait();
     }
     sink.lent(8);
     other.join();
     check(sink.lend(8) == null, "no more places");
+  }
+
+  void whoseReadDoesNotEndLosesItsConnection() {
+    Sink sink = sink(8);
+    feed(sink, 0, PAYLOAD_AT);
+    sink.lend(8);
+    sink.cancel(Deadline.afterMs(20));
+    check(!channel.isOpen(), "nothing more is read");
   }
 }
