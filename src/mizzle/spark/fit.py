@@ -18,6 +18,7 @@ from mizzle.spark.dealing import Dealing
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.progress import TrainingProgress
 from mizzle.spark.runner import GroupRunner, Memory
+from mizzle.spark.slow import note_stragglers
 from mizzle.spark.train_task import Finished, FinishOrder, TrainOrder, TrainWork
 from mizzle.spark.validate import CheckedFrame
 from mizzle.training.group_metrics import GroupMetrics
@@ -114,6 +115,7 @@ def run_fit(
     with GroupRunner(context, driver, run, plan.layout, staff, restaff=dealing) as runner:
         for played in play(runner, plan.triggers, sizer, order_of, GroupMetrics.unpack, largest):
             history.add_group(played.record, played.metrics)
+            note_stragglers(run, history, played.metrics[0].stragglers, runner.where)
             progress.update(history, played.record.rows, played.record.wall_s)
             evaluation = played.metrics[0].evaluation
             if stopping and evaluation is not None and stopping.observe(stopping.rule.value(evaluation)):

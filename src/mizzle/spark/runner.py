@@ -8,29 +8,29 @@ generation: what they published is never published again under the same names.
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
 from py4j.protocol import Py4JError
-from pyspark import RDD, Broadcast, SparkContext, TaskContext, cloudpickle
+from pyspark import RDD, Broadcast, SparkContext, cloudpickle
 from pyspark.errors import PySparkException
 
 from mizzle.config import RunConfig
-from mizzle.errors import Misplaced, PeerLost, Recoverable, StateLost
+from mizzle.errors import Misplaced, MizzleError, PeerLost, Recoverable, StateLost
 from mizzle.scheduling.plan import Group
 from mizzle.spark.driver import DriverSide
+from mizzle.spark.explain import end_of, explain
 from mizzle.spark.hiring import Hiring
 from mizzle.spark.jobs import RunJobs
 from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
 from mizzle.spark.orders import Committed, JoinTerms
 from mizzle.spark.outcome import Failure, Outcome, raise_cause
-from mizzle.spark.placement import drain, here, placed
+from mizzle.spark.pieces import Piece, read_piece
+from mizzle.spark.placement import placed
 from mizzle.spark.recovery import Faults, Retries, await_verdict
 from mizzle.training.history import FaultRecord
 
@@ -38,7 +38,6 @@ _log = logging.getLogger(__name__)
 _PIECE_BYTES = 8 * 1024 * 1024
 """Of one task's result, of which Spark makes several copies in the heaps of executor and driver."""
 _PIECES_AT_ONCE = 8
-_COPY_WAITS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +126,7 @@ class GroupRunner:
         self._since = Committed()
         self._faults = Faults(run)
         self._silent: list[str] = []
+        self._places: tuple[tuple[str, str], ...] = ()
         self._orders = 0
         self._prepared: Any = None
         self._jvm = JvmGroups(context)
@@ -176,9 +176,9 @@ class GroupRunner:
             except Recoverable as error:
                 retries = None
                 self._survive(title, error)
-                await_verdict(self._silent, self._driver.hosts)
-            except BaseException:
+            except BaseException as error:
                 self._prepared = None
+                explain(error, title, self._places)
                 raise
 
     def results(
@@ -209,13 +209,25 @@ class GroupRunner:
         """The ranks settle anew, unless that has not helped before: then ``error`` is raised."""
         self._prepared = None
         self._faults.notice(f"{title}: {error}")
-        self._faults.count(error)
+        await_verdict(self._silent, self._driver.hosts)  # whose end is known by then can be told
+        for ended in filter(None, (end_of(one, self._driver.why_removed) for one in self._executors)):
+            _log.warning("run=%s %s", self.run[:4], ended)
+            error.add_note(ended)
+        try:
+            self._faults.count(error)
+        except MizzleError:
+            explain(error, title, self._places)
+            raise
 
     def _commit(self, boundary: int) -> None:
         """All ranks have told that they keep their states at this boundary, and the copies given to them."""
         if boundary > self._since.iteration:
             self._since = Committed(boundary, self._generation, len(self._executors))
             self._faults.forget()
+
+    def where(self, rank: int) -> tuple[str, str]:
+        """Spark's names of executor and host of a rank; empty when it is none."""
+        return self._places[rank] if 0 <= rank < len(self._places) else ("", "")
 
     @property
     def faults(self) -> list[FaultRecord]:
@@ -239,18 +251,18 @@ class GroupRunner:
                 found[piece.number] += part
         return [bytes(one) for one in found]
 
-    def _cut(self, number: int, rank: int, memory: Memory) -> list[_Piece]:
+    def _cut(self, number: int, rank: int, memory: Memory) -> list[Piece]:
         return [
-            _Piece(number, self._executors[rank], memory.path, at, min(_PIECE_BYTES, memory.num_bytes - at))
+            Piece(number, self._executors[rank], memory.path, at, min(_PIECE_BYTES, memory.num_bytes - at))
             for at in range(0, memory.num_bytes, _PIECE_BYTES)
         ]
 
-    def _read(self, pieces: Sequence[_Piece]) -> list[bytes]:
+    def _read(self, pieces: Sequence[Piece]) -> list[bytes]:
         """One job, with a task for each piece."""
         retries = Retries(self._layout.timeout_s)
         while True:
             tasks = placed(self._context, self._locations([piece.executor for piece in pieces]))
-            read = tasks.mapPartitionsWithIndex(partial(_read_memory, pieces))
+            read = tasks.mapPartitionsWithIndex(partial(read_piece, pieces))
             found: dict[int, bytes] = dict(self._jobs.run("results", read.collect))
             if all(len(found.get(at, b"")) == piece.num_bytes for at, piece in enumerate(pieces)):
                 return [found[at] for at in range(len(pieces))]
@@ -297,6 +309,7 @@ class GroupRunner:
         raise_cause(outcomes)
         by_rank = sorted(outcomes, key=lambda outcome: outcome.rank)
         self._executors = tuple(outcome.executor_id for outcome in by_rank)
+        self._places = tuple((outcome.executor_id, outcome.host) for outcome in by_rank)
         if not self._since.is_start:
             # each has kept its part of the boundary anew
             self._since = Committed(self._since.iteration, self._generation, self._size)
@@ -323,7 +336,7 @@ class GroupRunner:
         ]  # fmt: skip
         # What is missing was cancelled because of a rank that failed or died: that one says why.
         told = [result for result in found if result.status is not TaskStatus.MISSING]
-        outcomes = [_outcome(result) for result in told]
+        outcomes = [_outcome(result, self.where(result.rank)) for result in told]
         raise_cause(outcomes)
         if self._silent:
             hosts = self._driver.hosts()
@@ -365,35 +378,8 @@ class GroupRunner:
         return [(hosts[executor], executor) for executor in executors]
 
 
-def _outcome(result: TaskResult) -> Outcome:
+def _outcome(result: TaskResult, where: tuple[str, str]) -> Outcome:
     if result.status in {TaskStatus.OUTCOME, TaskStatus.FAILED}:
         outcome: Outcome = cloudpickle.loads(result.body)
         return outcome
-    return Outcome(-1, result.rank, failure=Failure.of(PeerLost(result.rank, result.body.decode())))
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """A part of something large that a rank left: number ``number`` of what is wanted."""
-
-    number: int
-    executor: str
-    path: str
-    start: int
-    num_bytes: int
-
-
-def _read_memory(pieces: Sequence[_Piece], task: int, rows: Iterable[Any]) -> Iterator[tuple[int, bytes]]:
-    """Runs on an executor: a piece, or nothing on another executor than the one that holds it."""
-    drain(rows)
-    piece = pieces[task]
-    if here() != piece.executor:
-        context = TaskContext.get()
-        if context is not None and context.attemptNumber() > 0:
-            # A speculative copy must not win with nothing over the attempt that is at the right place: it waits to be
-            # killed when that one is done.
-            threading.Event().wait(_COPY_WAITS_S)
-        return
-    with Path(piece.path).open("rb") as file:
-        file.seek(piece.start)
-        yield task, file.read(piece.num_bytes)
+    return Outcome(-1, result.rank, *where, failure=Failure.of(PeerLost(result.rank, result.body.decode())))

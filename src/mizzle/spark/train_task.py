@@ -154,7 +154,8 @@ class TrainPart:
             self._keep(order.group.stop, self._exchange.handover(order.group.stop - 1, _KEEP))
         self._keep_trace()
         return GroupMetrics.of(
-            iterations, evaluation=evaluation, evaluate_s=evaluate_s, boundary_s=laps.lap()
+            iterations, evaluation=evaluation, evaluate_s=evaluate_s, boundary_s=laps.lap(),
+            stragglers=self._trainer.take_stragglers(),
         ).pack()  # fmt: skip
 
     def close(self) -> None:

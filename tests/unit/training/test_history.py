@@ -4,18 +4,19 @@ import json
 import math
 import pickle
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mizzle.training.evaluate import Evaluation
-from mizzle.training.group_metrics import GroupMetrics
+from mizzle.training.group_metrics import MAX_STRAGGLERS, GroupMetrics
 from mizzle.training.history import GroupRecord, TrainingHistory
 from mizzle.training.loss_log import LossLog
 from mizzle.training.order import EpochOrder
 from mizzle.training.spec import MAX_METRIC_NAME_BYTES, MAX_METRICS, IterationMetrics
+from mizzle.training.stragglers import Straggler
 
 NAN = float("nan")
 ORDER = EpochOrder(num_rows_total=15, num_shards=2, global_batch_size=10, seed=0)  # iterations of 10 and 5 rows
@@ -58,27 +59,37 @@ EVALUATIONS = st.builds(
     st.dictionaries(NAMES, NUMBERS, max_size=8),
 )  # fmt: skip
 
+STRAGGLERS = st.builds(
+    Straggler, st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.floats(width=32)
+)
+
 
 @settings(deadline=None)
-@given(st.tuples(*[NUMBERS] * 9), st.integers(1, 10**6), st.none() | EVALUATIONS)
-def test_metrics_of_a_group_come_back_as_they_were_in_less_than_500_bytes(
-    numbers: tuple[float, ...], count: int, evaluation: Evaluation | None
+@given(
+    st.tuples(*[NUMBERS] * 9), st.integers(1, 10**6), st.none() | EVALUATIONS,
+    st.lists(STRAGGLERS, max_size=MAX_STRAGGLERS).map(tuple),
+)  # fmt: skip
+def test_metrics_of_a_group_come_back_as_they_were_in_less_than_600_bytes(
+    numbers: tuple[float, ...], count: int, evaluation: Evaluation | None, stragglers: tuple[Straggler, ...]
 ) -> None:
     names = (
         "last_loss", "mean_loss", "compute_s", "exchange_s", "update_s", "hidden_s", "evaluate_s", "boundary_s",
         "span_s",
     )  # fmt: skip
     group = GroupMetrics(
-        iterations=count, rows=count * 2**20, skipped=count // 2, evaluation=evaluation,
-        **dict(zip(names, numbers, strict=True)),
+        iterations=count, rows=count * 2**20, skipped=count // 2, evaluation=evaluation, stragglers=stragglers,
+        dropped_shards=count, dropped_rows=count * 2**20, **cast("dict[str, Any]", dict(zip(names, numbers, strict=True))),
     )  # fmt: skip
-    assert len(group.pack()) < 500
+    assert len(group.pack()) < 600
     assert repr(GroupMetrics.unpack(group.pack())) == repr(group)
 
 
 def test_the_longest_metrics_that_a_spec_allows_stay_below_a_task_result_of_1_kb() -> None:
     names = [chr(ord("a") + number) * MAX_METRIC_NAME_BYTES for number in range(MAX_METRICS)]
-    group = replace(GroupMetrics.of(SEEN), evaluation=Evaluation(3, 1, 10, 0.5, dict.fromkeys(names, 0.5)))
+    slow = [Straggler(rank, 5, 3, 2.5) for rank in range(9)]
+    evaluation = Evaluation(3, 1, 10, 0.5, dict.fromkeys(names, 0.5))
+    group = GroupMetrics.of(SEEN, evaluation=evaluation, stragglers=slow)
+    assert group.stragglers == tuple(slow[:MAX_STRAGGLERS])
     assert len(group.pack()) < 850
     assert GroupMetrics.unpack(group.pack()).evaluation == group.evaluation
 
