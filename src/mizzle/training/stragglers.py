@@ -19,7 +19,7 @@ WARM_UP = 2
 """Iterations after a start that do not count: pages are touched, kernels chosen and caches filled."""
 LEAST_S = 0.01
 """A shard that is slower by less than this is noise: the turns of an operating system's scheduler take as long."""
-_PAST = 8
+_PAST = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,10 +105,11 @@ class StragglerWatch:
     def limit_s(self) -> float | None:
         """Seconds per shard after which a rank is slow, by what past iterations took; None: not known yet.
 
-        The longest of the last few medians counts: an iteration at the end of an epoch may have had few rows. If all
-        ranks become slow at once, what they took until they were stopped raises the limit, so that they get through.
+        Of the last four medians the second longest counts: every other iteration may be the end of an epoch, with few
+        rows, and one may have been slow for all. If all ranks become slow for good, what they took until they were
+        stopped raises the limit after two iterations, so that they get through.
         """
-        return _limit(max(self._medians)) if len(self._medians) >= STREAK else None
+        return _limit(sorted(self._medians)[-2]) if len(self._medians) >= STREAK else None
 
 
 def _limit(median: float) -> float:
