@@ -22,6 +22,7 @@ from mizzle.training.buffers import ModelBuffers
 from mizzle.training.clipping import ClipByNorm, ClipByValue, global_norm, norm_message
 from mizzle.training.evaluate import Evaluation, Evaluator
 from mizzle.training.flat import FlatParameters
+from mizzle.training.handshake import check_identities, identity
 from mizzle.training.local import torch_threads
 from mizzle.training.loss_log import LossLog
 from mizzle.training.rank_compute import RankCompute
@@ -197,9 +198,12 @@ class RankTrainer:
 
         Args:
             iteration: the next one to be run in this generation.
+
+        Raises:
+            CollectiveMismatch: ranks have other models, or another mizzle: on all of them, before anything is sent.
         """
-        self._exchange.publish(iteration, _REFRESH, active=(), meta=b"")
-        self._exchange.reduce()
+        self._exchange.publish(iteration, _REFRESH, active=(), meta=identity(self._flat).encode())
+        check_identities(self._exchange.reduce().metas)
         self._exchange.gather(self._update.vector)
         self._is_gathered = True
 
