@@ -25,7 +25,12 @@ class ModelError(MizzleError):
 
 
 class NotFiniteError(MizzleError):
-    """A loss or gradient is NaN or infinite, by the policy ``raise``; names iteration and what is not finite."""
+    """A loss or gradient is NaN or infinite, by the policy ``raise``; names iteration, rank and what is not finite."""
+
+    def __init__(self, message: str, *, rank: int = -1) -> None:
+        """Say what is not finite; ``rank`` is the one whose shard it came from, -1 where it is nobody's."""
+        super().__init__(message)
+        self.rank = rank
 
 
 class Recoverable(MizzleError):
@@ -41,9 +46,9 @@ class PeerLost(Recoverable):
         self.rank = rank
         self.why = why
 
-    def __reduce__(self) -> tuple[type[PeerLost], tuple[int, str]]:
-        """Pickle by what it was made from, not by its message."""
-        return PeerLost, (self.rank, self.why)
+    def __reduce__(self) -> tuple[type[PeerLost], tuple[int, str], dict[str, object]]:
+        """Pickle by what it was made from, not by its message; notes stay with it."""
+        return PeerLost, (self.rank, self.why), vars(self)
 
 
 class BridgeLost(Recoverable):

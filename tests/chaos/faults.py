@@ -21,11 +21,16 @@ import torch
 from pyspark import cloudpickle
 from torch import nn
 
+from chaos import control_groups
+from chaos.control_groups import limit_memory, limit_processor
 from unit.training.runs import Mlp
 
+cloudpickle.register_pickle_by_value(control_groups)  # type: ignore[no-untyped-call]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
 APART_S = 1.5
+GROUP_NAME = "mizzle-test"
+"""Of the control groups that actions make."""
 POINTS = {
     "forward": ("torch.nn.modules.module", "Module.__call__"),
     "backward": ("torch", "Tensor.backward"),
@@ -85,8 +90,20 @@ def exit_rank() -> None:
     os._exit(3)
 
 
+def hold_back_rank() -> None:
+    """From now on this process has a tenth of a processor."""
+    limit_processor(GROUP_NAME, 0.1)
+
+
+def fill_memory() -> None:
+    """This process takes more memory than it may."""
+    limit_memory(GROUP_NAME, 64 << 20)
+    bytearray(os.urandom(1 << 20) * 256)
+
+
 ACTIONS: dict[str, Callable[[], None]] = {
-    action.__name__: action for action in (kill_executor, stop_executor, kill_rank, crash_rank, exit_rank)
+    action.__name__: action
+    for action in (kill_executor, stop_executor, kill_rank, crash_rank, exit_rank, hold_back_rank, fill_memory)
 }
 
 
@@ -156,6 +173,16 @@ class Faulty(Mlp):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         if self.fault is not None and "SPARK_LOCAL_DIRS" in os.environ:
             arm_once(self.fault)
+
+
+class Busy(Faulty):
+    """Takes some tens of milliseconds for a shard, whatever its rows."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        work = torch.ones(300, 300)
+        for _ in range(20):
+            work = torch.tanh(work @ work)
+        return super().forward(inputs)
 
 
 def arm_once(fault: Fault) -> None:

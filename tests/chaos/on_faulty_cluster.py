@@ -10,8 +10,10 @@ import sys
 import threading
 import time
 import traceback
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,7 +21,7 @@ from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
 import mizzle
-from chaos.faults import Fault, Faulty, bits, struck
+from chaos.faults import Busy, Fault, Faulty, bits, struck
 from cluster.trainings import fit, frame
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.runner import GroupRun, GroupRunner
@@ -60,16 +62,20 @@ class Watch:
 
 
 def played(
-    spark: SparkSession, fault: Fault | None, ledger: Path, layout: dict[str, Any], watch: Watch
-) -> dict[str, Any]:
+    spark: SparkSession, fault: Fault | None, ledger: Path, layout: dict[str, Any], watch: Watch,
+    how: Mapping[str, Any] = MappingProxyType({}), *, busy: bool = False,
+) -> dict[str, Any]:  # fmt: skip
     """One fit, and what came of it."""
     watch.clear()
-    training = Training(partial(Faulty, fault, dropout=0.2, norm=True), digits(), adam)
+    training = Training(partial(Busy if busy else Faulty, fault, dropout=0.2, norm=True), digits(), adam)
     begun = time.time()
     try:
-        result = fit(spark, training, run=layout | {"group_size": GROUP}, max_iterations=ITERATIONS)
+        result = fit(spark, training, run=layout | {"group_size": GROUP}, **{"max_iterations": ITERATIONS} | dict(how))
     except Exception as error:  # noqa: BLE001 - the test judges it
-        return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
+        return {
+            "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(), "struck": struck(ledger),
+            "wall_s": time.time() - begun,
+        }  # fmt: skip
     hit = sorted(path.stat().st_mtime for path in fault.ledger.iterdir()) if fault else []
     resumed = [end - hit[-1] for end in watch.ends if hit and end > hit[-1]]
     return {
@@ -81,6 +87,7 @@ def played(
         "noticed_s": [one.noticed_at - hit[0] for one in result.history.faults] if hit else [],
         "resume_s": resumed[0] if resumed else None,
         "wall_s": time.time() - begun,
+        "history": result.history.as_dict(),
     }
 
 
@@ -162,7 +169,9 @@ def main(home: Path) -> None:
             threading.Event().wait(0.05)
         layout = {name: tuple(value) if isinstance(value, list) else value for name, value in scene["layout"].items()}
         found.append(
-            iterated(spark, fault, watch) if scene.get("iterate") else played(spark, fault, ledger, layout, watch)
+            iterated(spark, fault, watch)
+            if scene.get("iterate")
+            else played(spark, fault, ledger, layout, watch, scene.get("how", {}), busy=scene.get("busy", False))
         )
         (home / "found.json").write_text(json.dumps(found))
     spark.stop()

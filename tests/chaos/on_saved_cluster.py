@@ -65,7 +65,7 @@ def behind_group(number: int, action: Callable[[GroupRunner], None]) -> None:
             action(runner)
         return found
 
-    GroupRunner._run_once = counted  # type: ignore[method-assign]
+    GroupRunner._run_once = counted  # type: ignore[method-assign, assignment]
 
 
 def kill_all_executors(spark: SparkSession, _runner: GroupRunner) -> None:
@@ -80,7 +80,8 @@ def kill_all_executors(spark: SparkSession, _runner: GroupRunner) -> None:
 
 def kill_driver(spark: SparkSession, _runner: GroupRunner) -> None:
     """SIGKILL for the driver's JVM and for this process: nobody says goodbye."""
-    os.kill(spark.sparkContext._gateway.proc.pid, signal.SIGKILL)
+    gateway: Any = spark.sparkContext._gateway
+    os.kill(gateway.proc.pid, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
 

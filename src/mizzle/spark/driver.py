@@ -56,6 +56,10 @@ class DriverSide:
         return {executor: dict(part.split("=", 1) for part in told.split())["host"]
                 for executor, told in self.bridges().items()}  # fmt: skip
 
+    def why_removed(self, executor: str) -> str:
+        """What Spark said when it removed that executor; "" if it lives, or nothing is known."""
+        return str(self._side.whyRemoved(executor))
+
     def messages(self) -> int:
         """How many questions the bridges have asked the driver so far."""
         return int(self._side.messages())

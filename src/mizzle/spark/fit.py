@@ -25,6 +25,7 @@ from mizzle.spark.part_writer import Told
 from mizzle.spark.progress import TrainingProgress
 from mizzle.spark.runner import GroupRunner
 from mizzle.spark.saving import Origin, Saving
+from mizzle.spark.slow import note_stragglers
 from mizzle.spark.train_task import Finished, FinishOrder, SaveOrder, TrainOrder, TrainWork
 from mizzle.spark.validate import CheckedFrame
 from mizzle.training.group_metrics import GroupMetrics
@@ -200,6 +201,7 @@ class _Fit:
 
     def _note(self, played: Played) -> None:
         self._history.add_group(played.record, played.metrics)
+        note_stragglers(self._runner.run, self._history, played.metrics[0].stragglers, self._runner.where)
         self._progress.update(self._history, played.record.rows, played.record.wall_s)
         if self._saving is not None:
             told = [Told.unpack(result[1]) for result in played.results]

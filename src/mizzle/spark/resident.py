@@ -29,6 +29,7 @@ from mizzle.blocks.residence import MAX_RESULT_BYTES, Order, OrderKind, serve
 from mizzle.errors import BridgeLost, BridgeMissing, Misplaced, MizzleError, TaskFailed
 from mizzle.spark.lifeline import end_with
 from mizzle.spark.orders import Committed, StartOrder
+from mizzle.spark.out_of_memory import note_if_out_of_memory
 from mizzle.spark.outcome import Failure, Outcome, pickled_value
 from mizzle.spark.standby import stand_by
 from mizzle.spark.worker import RankContext
@@ -155,6 +156,7 @@ class Resident:
         try:
             value = pickled_value(self._do(order))
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything, even sys.exit()
+            note_if_out_of_memory(error)
             failure = Failure.of(error)
         rank = -1 if self._residence is None else self._residence.rank
         if failure is not None:

@@ -20,9 +20,10 @@ from pyspark import RDD, Broadcast, SparkContext, cloudpickle
 from pyspark.errors import PySparkException
 
 from mizzle.config import RunConfig
-from mizzle.errors import Misplaced, PeerLost, Recoverable, StateLost
+from mizzle.errors import Misplaced, MizzleError, PeerLost, Recoverable, StateLost
 from mizzle.scheduling.plan import Group
 from mizzle.spark.driver import DriverSide
+from mizzle.spark.explain import end_of, explain
 from mizzle.spark.fetching import Memory, fetched
 from mizzle.spark.hiring import Hiring
 from mizzle.spark.jobs import RunJobs
@@ -110,6 +111,7 @@ class GroupRunner:
         self._since = since or Committed()
         self._faults = Faults(run)
         self._silent: list[str] = []
+        self._places: tuple[tuple[str, str], ...] = ()
         self._orders = 0
         self._prepared: Any = None
         self._jvm = JvmGroups(context)
@@ -159,9 +161,9 @@ class GroupRunner:
             except Recoverable as error:
                 retries = None
                 self._survive(title, error)
-                await_verdict(self._silent, self._driver.hosts)
-            except BaseException:
+            except BaseException as error:
                 self._prepared = None
+                explain(error, title, self._places)
                 raise
 
     def results(
@@ -192,7 +194,15 @@ class GroupRunner:
         """The ranks settle anew, unless that has not helped before: then ``error`` is raised."""
         self._prepared = None
         self._faults.notice(f"{title}: {error}")
-        self._faults.count(error)
+        await_verdict(self._silent, self._driver.hosts)  # whose end is known by then can be told
+        for ended in filter(None, (end_of(one, self._driver.why_removed) for one in self._executors)):
+            _log.warning("run=%s %s", self.run[:4], ended)
+            error.add_note(ended)
+        try:
+            self._faults.count(error)
+        except MizzleError:
+            explain(error, title, self._places)
+            raise
 
     def _commit(self, boundary: int) -> None:
         """All ranks have told that they keep their states at this boundary, and the copies given to them."""
@@ -209,6 +219,10 @@ class GroupRunner:
     def generation(self) -> int:
         """Of the ranks that ran the last group."""
         return self._generation
+
+    def where(self, rank: int) -> tuple[str, str]:
+        """Spark's names of executor and host of a rank; empty when it is none."""
+        return self._places[rank] if 0 <= rank < len(self._places) else ("", "")
 
     @property
     def faults(self) -> list[FaultRecord]:
@@ -272,6 +286,7 @@ class GroupRunner:
         raise_cause(outcomes)
         by_rank = sorted(outcomes, key=lambda outcome: outcome.rank)
         self._executors = tuple(outcome.executor_id for outcome in by_rank)
+        self._places = tuple((outcome.executor_id, outcome.host) for outcome in by_rank)
         if not self._since.is_start:
             # each has kept its part of the boundary anew
             self._since = Committed(self._since.iteration, self._generation, self._size)
@@ -298,7 +313,7 @@ class GroupRunner:
         ]  # fmt: skip
         # What is missing was cancelled because of a rank that failed or died: that one says why.
         told = [result for result in found if result.status is not TaskStatus.MISSING]
-        outcomes = [_outcome(result) for result in told]
+        outcomes = [_outcome(result, self.where(result.rank)) for result in told]
         raise_cause(outcomes)
         if self._silent:
             hosts = self._driver.hosts()
@@ -340,8 +355,8 @@ class GroupRunner:
         return [(hosts[executor], executor) for executor in executors]
 
 
-def _outcome(result: TaskResult) -> Outcome:
+def _outcome(result: TaskResult, where: tuple[str, str]) -> Outcome:
     if result.status in {TaskStatus.OUTCOME, TaskStatus.FAILED}:
         outcome: Outcome = cloudpickle.loads(result.body)
         return outcome
-    return Outcome(-1, result.rank, failure=Failure.of(PeerLost(result.rank, result.body.decode())))
+    return Outcome(-1, result.rank, *where, failure=Failure.of(PeerLost(result.rank, result.body.decode())))

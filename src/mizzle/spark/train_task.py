@@ -187,7 +187,8 @@ class TrainPart:
             self._keep(order.group.stop, self._exchange.handover(order.group.stop - 1, _KEEP))
         self._keep_trace()
         metrics = GroupMetrics.of(
-            iterations, evaluation=evaluation, evaluate_s=evaluate_s, boundary_s=laps.lap()
+            iterations, evaluation=evaluation, evaluate_s=evaluate_s, boundary_s=laps.lap(),
+            stragglers=self._trainer.take_stragglers(),
         )  # fmt: skip
         return metrics.pack(), b"" if self._writer is None else self._writer.told.pack()
 

@@ -51,9 +51,9 @@ class TrainingResult:
         model: the trained model, in eval mode, on the driver; a copy, the one given to the Trainer is untouched.
         history: loss of every iteration, epochs, evaluations, groups, where the time went.
         report: how it was run: ranks, shards, rows, iterations, groups, group size, transport, whether it was stopped
-            early, iterations that were done before, checkpoints written, faults survived, wall seconds, the share of
-            the exchange that was hidden behind compute, and the memory in bytes, by purpose, of the rank that held
-            most, beside the activations of its model.
+            early, iterations that were done before, checkpoints written, faults survived, slow executors, rows dropped,
+            wall seconds, the share of the exchange that was hidden behind compute, and the memory in bytes, by purpose,
+            of the rank that held most, beside the activations of its model.
     """
 
     model: torch.nn.Module
@@ -93,6 +93,9 @@ class Trainer:
         accumulate: micro-batches that a shard's part of an iteration is cut into, to save memory.
         autocast: run forward and loss in bfloat16 where torch thinks it safe.
         not_finite: "raise" on a NaN or infinite loss or gradient, or "skip" that update.
+        stragglers: "wait" for slow ranks, or "drop" what a rank has not computed when it has taken twice the ranks'
+            median: then the mean is over the rows that arrived, and the result depends on timing. Rows on an executor
+            that is always slow count seldom or never; ``history.dropped`` says how many were lost. No ``overlap``.
         wire: element type of gradients between hosts: "fp32", "bf16" or "fp16"; sums are fp32 always. Ranks of one host
             read each other's fp32 gradients, so there it changes nothing. With "fp16" a gradient times its rows must
             stay below 65504 on any cluster; prefer "bf16".
@@ -130,6 +133,7 @@ class Trainer:
         accumulate: int = 1,
         autocast: bool = False,
         not_finite: Literal["raise", "skip"] = "raise",
+        stragglers: Literal["wait", "drop"] = "wait",
         wire: Literal["fp32", "bf16", "fp16"] = "fp32",
         weights_wire: Literal["fp32", "bf16", "fp16"] = "fp32",
         error_feedback: bool = False,
@@ -157,12 +161,11 @@ class Trainer:
         self._spec = TrainingSpec(
             loss=loss, optimizer=optimizer, num_rows=1, num_shards=1, global_batch_size=global_batch_size,
             groups=groups, clipping=clip, accumulate=accumulate, autocast=autocast, seed=seed,
-            not_finite=not_finite, wire=Wire.of(wire), weights_wire=Wire.of(weights_wire),
+            not_finite=not_finite, stragglers=stragglers, wire=Wire.of(wire), weights_wire=Wire.of(weights_wire),
             error_feedback=error_feedback, threads=threads, metrics=metrics,
         )  # fmt: skip
-        self._scheduler = scheduler
+        self._scheduler, self._max_epochs, self._max_iterations = scheduler, max_epochs, max_iterations
         self._schedule()
-        self._max_epochs, self._max_iterations = max_epochs, max_iterations
         self._validate_every, self._stop, self._checkpoints = validate_every, stop, checkpoints
         self._run, self._progress = run or RunConfig(), progress
 
@@ -280,7 +283,8 @@ class Trainer:
             "group_size": self._run.group_size, "transport": self._run.transport,
             "stopped_early": history.iterations < plan.triggers.num_iterations,
             "resumed_at": history.resumed_at, "checkpoints": sum(not one.fault for one in history.checkpoints),
-            "faults": len(history.faults), "hidden_fraction": history.time.hidden_fraction,
+            "faults": len(history.faults), "stragglers": len({one.executor for one in history.stragglers}),
+            "dropped_rows": sum(one.rows for one in history.dropped), "hidden_fraction": history.time.hidden_fraction,
             "memory_bytes": dict(fitted.memory_bytes),
         }  # fmt: skip
 

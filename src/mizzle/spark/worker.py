@@ -20,6 +20,7 @@ from mizzle.blocks.notes import prepare_control
 from mizzle.blocks.store import BlockStore
 from mizzle.collectives.communicator import Communicator
 from mizzle.spark.orders import JoinTerms
+from mizzle.spark.out_of_memory import note_if_out_of_memory
 from mizzle.spark.outcome import Failure, Outcome, pickled_value
 
 
@@ -144,6 +145,7 @@ class _Part:
             finally:
                 client.close()
         except (Exception, SystemExit) as error:  # noqa: BLE001 - user code may raise anything, even sys.exit()
+            note_if_out_of_memory(error)
             failure = Failure.of(error)
         return Outcome(self._task, self._rank, self._executor_id, self._host, value, failure)
 

@@ -19,8 +19,8 @@ from mizzle.training.report import FINITE, ShardReport
 class ComputeShard(Protocol):
     """Writes one shard's contribution."""
 
-    def __call__(self, shard: int, into: torch.Tensor) -> ShardReport:
-        """Overwrite ``into`` (M,) with the shard's gradients and buffers."""
+    def __call__(self, shard: int, into: torch.Tensor) -> ShardReport | None:
+        """Overwrite ``into`` (M,) with the shard's gradients and buffers; None: it was dropped, they do not count."""
         ...
 
 
@@ -47,7 +47,7 @@ class Contributions:
             into: (M,) fp32, overwritten with the sum; untouched when no shard has rows.
 
         Returns:
-            The reports of the shards that had rows, ascending; empty means that the node is absent.
+            The reports of the shards that had rows and were not dropped, ascending; empty: the node is absent.
         """
         return self._fill(node, counts, into, 0)
 
@@ -58,7 +58,8 @@ class Contributions:
 
     def _fill(self, node: Node, counts: Mapping[int, int], into: torch.Tensor, depth: int) -> list[ShardReport]:
         if node.is_leaf:
-            return [self._compute(node.lo, into)] if counts[node.lo] else []
+            report = self._compute(node.lo, into) if counts[node.lo] else None
+            return [] if report is None else [report]
         left, right = node.children()
         first = self._fill(left, counts, into, depth)
         if not first:
@@ -67,7 +68,8 @@ class Contributions:
             return first
         spare = self._spare_at(depth)
         second = self._fill(right, counts, spare, depth + 1)
-        into.add_(spare)
+        if second:
+            into.add_(spare)
         return first + second
 
     def _spare_at(self, depth: int) -> torch.Tensor:

@@ -12,7 +12,7 @@ from typing import Any
 
 from mizzle.training.evaluate import Evaluation
 from mizzle.training.group_metrics import GroupMetrics
-from mizzle.training.loss_log import LossLog
+from mizzle.training.loss_log import Dropped, LossLog
 from mizzle.training.order import EpochOrder
 
 
@@ -86,6 +86,8 @@ class GroupRecord:
         boundary_s: keeping states.
         driver_cpu_s: processor seconds that the group cost the driver.
         decision: what the tuner made of it, with its reason.
+        dropped_shards: that no iteration waited for (``stragglers="drop"``).
+        dropped_rows: of these; they are not among ``rows``.
     """
 
     number: int
@@ -106,6 +108,8 @@ class GroupRecord:
     boundary_s: float
     driver_cpu_s: float
     decision: str
+    dropped_shards: int = 0
+    dropped_rows: int = 0
 
     @classmethod
     def of(
@@ -125,6 +129,7 @@ class GroupRecord:
             update_s=_mean(rank.update_s for rank in metrics),
             evaluate_s=_mean(rank.evaluate_s for rank in metrics),
             boundary_s=_mean(rank.boundary_s for rank in metrics), driver_cpu_s=driver_cpu_s, decision=decision,
+            dropped_shards=metrics[0].dropped_shards, dropped_rows=metrics[0].dropped_rows,
         )  # fmt: skip
 
     @property
@@ -176,6 +181,27 @@ class CheckpointRecord:
     fault: str
 
 
+@dataclass(frozen=True, slots=True)
+class StragglerRecord:
+    """A rank that computed slowly for several iterations in a row, and where it was.
+
+    Attributes:
+        rank: it.
+        executor: Spark's name of its executor.
+        host: of the executor.
+        factor: its seconds per shard as a multiple of the ranks' median; where shards are dropped, at least that.
+        since: the first of these iterations.
+        iterations: how many.
+    """
+
+    rank: int
+    executor: str
+    host: str
+    factor: float
+    since: int
+    iterations: int
+
+
 @dataclass(slots=True)
 class TrainingHistory:
     """A training: group by group while it runs, iteration by iteration when it is over.
@@ -191,6 +217,8 @@ class TrainingHistory:
         checkpoints: in their order, with those that were given up; filled at the end.
         resumed_at: iterations done before the checkpoint that the training went on from; 0 where it began anew. Losses
             are those of the whole training, groups and times those since.
+        stragglers: slow ranks, in the order in which they were found.
+        dropped: iterations that lack some shards (``stragglers="drop"``); filled at the end.
     """
 
     losses: list[float] = field(default_factory=list)
@@ -202,6 +230,8 @@ class TrainingHistory:
     faults: list[FaultRecord] = field(default_factory=list)
     checkpoints: list[CheckpointRecord] = field(default_factory=list)
     resumed_at: int = 0
+    stragglers: list[StragglerRecord] = field(default_factory=list)
+    dropped: list[Dropped] = field(default_factory=list)
 
     @property
     def iterations(self) -> int:
@@ -235,9 +265,12 @@ class TrainingHistory:
             metrics: of every rank, by rank; at least one.
         """
         told = {
-            repr((one.iterations, one.rows, one.last_loss, one.mean_loss, one.skipped, one.evaluation))
+            repr((
+                one.iterations, one.rows, one.last_loss, one.mean_loss, one.skipped, one.dropped_shards,
+                one.dropped_rows, one.evaluation,
+            ))
             for one in metrics
-        }
+        }  # fmt: skip
         assert len(told) == 1, f"ranks differ in group {record.number}, iterations {record.first}..: {sorted(told)}"
         self.groups.append(record)
         if metrics[0].evaluation is not None:
@@ -250,6 +283,16 @@ class TrainingHistory:
         self.time.boundary_s += record.boundary_s
         self.time.evaluate_s += record.evaluate_s
 
+    def note_straggler(self, record: StragglerRecord) -> bool:
+        """Take in a slow rank, in the place of what was known of the same slow spell; whether its executor is new."""
+        is_new = all(one.executor != record.executor for one in self.stragglers)
+        for at, one in enumerate(self.stragglers):
+            if (one.rank, one.executor, one.since) == (record.rank, record.executor, record.since):
+                self.stragglers[at] = record
+                return False
+        self.stragglers.append(record)
+        return is_new
+
     def complete(self, log: LossLog, order: EpochOrder) -> None:
         """Fill in losses, skipped iterations and epochs, when the run is over.
 
@@ -259,9 +302,10 @@ class TrainingHistory:
         """
         assert log.first == 0, f"the log begins with iteration {log.first}"
         self.losses = [float(loss) for loss in log.losses]
-        self.skipped = log.skipped
+        self.skipped, self.dropped = log.skipped, list(log.dropped)
         self.epochs = []
         left_out = set(self.skipped)
+        missing = {one.iteration: one.rows for one in self.dropped}
         for iteration, loss in enumerate(self.losses):
             epoch, in_epoch = divmod(iteration, order.iterations_per_epoch)
             if in_epoch == 0:
@@ -270,7 +314,7 @@ class TrainingHistory:
             summary.iterations += 1
             if iteration in left_out:
                 continue
-            rows = order.total(in_epoch)
+            rows = order.total(in_epoch) - missing.get(iteration, 0)
             before = summary.loss * summary.rows if summary.rows else 0.0
             summary.rows += rows
             summary.loss = (before + loss * rows) / summary.rows

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 from typing import Any
 
@@ -17,28 +17,24 @@ import torch
 from mizzle.collectives.exchange import Exchange
 from mizzle.collectives.slices import Slice
 from mizzle.collectives.timeline import NO_TIMELINE, Timeline
-from mizzle.collectives.tree import Node
-from mizzle.collectives.wire import Wire
 from mizzle.errors import ConfigError, DataError, NotFiniteError, Recoverable
 from mizzle.training.buffers import ModelBuffers
 from mizzle.training.clipping import ClipByNorm, ClipByValue, global_norm, norm_message
-from mizzle.training.contributions import Contributions, mark
 from mizzle.training.evaluate import Evaluation, Evaluator
 from mizzle.training.flat import FlatParameters
-from mizzle.training.local import ShardCompute, survey, torch_threads
+from mizzle.training.handshake import check_identities, identity
+from mizzle.training.local import torch_threads
 from mizzle.training.loss_log import LossLog
-from mizzle.training.overlap import BucketAnnouncer
+from mizzle.training.rank_compute import RankCompute
 from mizzle.training.recut import OWNED, SPANS, recut
-from mizzle.training.report import FINITE, IterationReport, RankReport, ShardReport
+from mizzle.training.report import IterationReport, RankReport
 from mizzle.training.spec import IterationMetrics, IterationPlan, ShardRows, TrainingSpec
 from mizzle.training.state import PackedState, unpack_state
+from mizzle.training.stragglers import Straggler, StragglerWatch
 from mizzle.training.update import REDUCED, cut, make_update
+from mizzle.training.verdict import Fault, fault_of
 
 _REFRESH, _GRADIENTS, _NORMS, _LEAVE, _EVALUATION = range(5)  # ops of an iteration, in the order in which they may come
-
-_FP16_LIMIT = 65520.0  # from here on float16 rounds to infinity
-_FP16_ADVICE = "65504, where float16 ends on its way: wire='bf16' goes further, and gradients are clipped later"
-_SUM_LIMIT = 3.38e38  # below it float32 sums, and bfloat16 roundings, cannot become infinite
 
 
 class RankTrainer:
@@ -53,6 +49,7 @@ class RankTrainer:
             them.
         guard: a lock that ranks in one process share; see `ShardCompute`.
         timeline: where this rank notes when it did what; the exchange's own.
+        clock: seconds by which ranks are found slow.
 
     Attributes:
         log: the loss of every iteration so far, those before ``state`` included.
@@ -73,6 +70,7 @@ class RankTrainer:
         states: Sequence[bytes | bytearray | memoryview] = (),
         guard: AbstractContextManager[Any] | None = None,
         timeline: Timeline = NO_TIMELINE,
+        clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         """See the class."""
         self._spec = spec
@@ -89,13 +87,13 @@ class RankTrainer:
                 self._flat.copy_to(master, own.start)
         self._flat.bind_weights(self._update.weights)
         self._timeline = timeline
-        self._compute = ShardCompute(spec, model, self._flat, self._buffers, guard, timeline=timeline)
+        self._compute = RankCompute(
+            spec, model, self._flat, self._buffers, exchange, self._shards, op=_GRADIENTS, guard=guard,
+            timeline=timeline, clock=clock,
+        )  # fmt: skip
         self._evaluator = Evaluator(spec, model, self._buffers, guard)
-        self._announcer = self._make_announcer()
-        self._final_shard: int | None = None
+        self._watch = StragglerWatch()
         self._is_gathered = False
-        self._plan = IterationPlan(0, 0, 0)
-        self._contributions = Contributions(self._compute_shard, self._flat.num_elements)
         self.log = LossLog()
         if states:
             self.load_state(states)
@@ -200,9 +198,12 @@ class RankTrainer:
 
         Args:
             iteration: the next one to be run in this generation.
+
+        Raises:
+            CollectiveMismatch: ranks have other models, or another mizzle: on all of them, before anything is sent.
         """
-        self._exchange.publish(iteration, _REFRESH, active=(), meta=b"")
-        self._exchange.reduce()
+        self._exchange.publish(iteration, _REFRESH, active=(), meta=identity(self._flat).encode())
+        check_identities(self._exchange.reduce().metas)
         self._exchange.gather(self._update.vector)
         self._is_gathered = True
 
@@ -223,8 +224,12 @@ class RankTrainer:
         return {
             **self._exchange.memory_bytes(),
             "optimizer": self._update.optimizer.state_bytes,
-            "spare": self._contributions.spare_bytes,
+            "spare": self._compute.spare_bytes,
         }
+
+    def take_stragglers(self) -> tuple[Straggler, ...]:
+        """The ranks that were slow since the last call, the slowest first: the same on all ranks."""
+        return self._watch.take()
 
     @property
     def weights(self) -> torch.Tensor:
@@ -234,8 +239,6 @@ class RankTrainer:
     def close(self) -> None:
         """Let go of the model: nothing of this rank is called by it any more."""
         self._compute.close()
-        if self._announcer is not None:
-            self._announcer.close()
 
     def _state(self) -> PackedState:
         optimizer, scalars = self._update.optimizer.state()
@@ -254,19 +257,18 @@ class RankTrainer:
 
     def _iterate(self, plan: IterationPlan) -> IterationMetrics:
         clock = _Stopwatch()
-        active, mine = self._compute_all(plan)
+        active, mine = self._compute.run(plan, self._watch.limit_s)
         clock.lap("compute")
 
         with self._exposed("reduce", plan):
             self._exchange.publish(plan.iteration, _GRADIENTS, active=active, meta=mine.pack())
             reduced = self._exchange.reduce()
-        report = IterationReport.of([RankReport.unpack(meta) for meta in reduced.metas])
+        report, fault = self._judge(plan, reduced.metas)
         clock.lap("exchange")
 
-        fault = self._fault_of(report)
         if fault is None:
             fault = self._average_and_clip(plan, reduced.total, report, clock)
-        if fault is not None and self._spec.not_finite == "raise":
+        if fault is not None and fault.may_raise and self._spec.not_finite == "raise":
             self._leave_together(plan, fault)
         if fault is None:
             with self._timeline.span("optimizer", "update", iteration=plan.iteration):
@@ -283,51 +285,30 @@ class RankTrainer:
                 self._update.after_gather(plan.hyper, report.changed)
                 self._buffers.adopt(report.changed, self._update.weights, report.others)
         clock.lap("update")
-        self.log.append(plan.iteration, report.loss, skipped=fault is not None)
+        dropped = {"dropped_shards": report.dropped, "dropped_rows": self._dropped_rows(plan, report)}
+        self.log.append(plan.iteration, report.loss, skipped=fault is not None, **dropped)
         return IterationMetrics(
             plan.iteration, report.loss, report.rows,
             compute_s=clock.s["compute"], exchange_s=clock.s["exchange"], update_s=clock.s["update"],
-            skipped=fault is not None, hidden_s=reduced.hidden_s,
+            skipped=fault is not None, hidden_s=reduced.hidden_s, **dropped,
         )  # fmt: skip
 
-    def _compute_all(self, plan: IterationPlan) -> tuple[list[Node], RankReport]:
-        """Compute every node of this rank that has rows; which, and what to tell of them."""
-        self._plan = plan
-        self._compute.begin_iteration()
-        counts = {shard: self._order.count(plan.iteration_in_epoch, shard) for shard in self._shards}
-        nodes = [node for node in self._exchange.nodes if any(counts[shard] for shard in range(node.lo, node.hi))]
-        reports: list[ShardReport] = []
-        for node in nodes:
-            if self._announcer is not None and node is nodes[-1] and node.is_leaf:
-                self._exchange.open(plan.iteration, _GRADIENTS, active=nodes)
-                self._final_shard = node.lo
-            vector = self._exchange.contribution(node)
-            found = self._contributions.fill(node, counts, vector)
-            beyond = survey(vector, _FP16_LIMIT)[0] if self._spec.wire is Wire.FP16 else FINITE
-            reports += mark(found, beyond)
-        self._final_shard = None
-        others = self._compute.others[reports[0].shard] if reports else {}
-        return nodes, RankReport(tuple(reports), self._compute.changed, others)
+    def _judge(self, plan: IterationPlan, metas: Sequence[bytes]) -> tuple[IterationReport, Fault | None]:
+        """What all ranks told, put together; and why the weights must not be touched."""
+        reports = [RankReport.unpack(meta) for meta in metas]
+        self._watch.observe(plan.iteration, [one.shard_s for one in reports], [one.dropped for one in reports])
+        report = IterationReport.of(reports)
+        return report, fault_of(report, reports, self._flat, self._spec.wire, sends_sums=self._exchange.sends_sums)
 
-    def _compute_shard(self, shard: int, into: torch.Tensor) -> ShardReport:
-        rows = self._order.rows(self._plan.epoch, self._plan.iteration_in_epoch, shard)
-        announcer = self._announcer if shard == self._final_shard else None
-        return self._compute.run(self._shards[shard], rows, self._plan.iteration, shard, into, announcer)
-
-    def _make_announcer(self) -> BucketAnnouncer | None:
-        wanted = self._spec.overlap
-        if not (self._exchange.crosses_hosts if wanted == "auto" else wanted):
-            return None
-        if not self._exchange.keeps_contributions:
-            return None  # what is sent early is rounded or added up in its place, and is still to be looked through
-        return BucketAnnouncer(self._flat, self._exchange.buckets, self._exchange.announce)
+    def _dropped_rows(self, plan: IterationPlan, report: IterationReport) -> int:
+        return self._order.total(plan.iteration_in_epoch) - report.rows if report.dropped else 0
 
     def _exposed(self, name: str, plan: IterationPlan) -> AbstractContextManager[object]:
         return self._timeline.span(name, "exposed", iteration=plan.iteration)
 
     def _average_and_clip(
         self, plan: IterationPlan, total: torch.Tensor, report: IterationReport, clock: _Stopwatch
-    ) -> str | None:
+    ) -> Fault | None:
         """Turn the sum over shards into the clipped mean, in place; what is wrong with its norm, if anything."""
         owned, num_parameters = self._exchange.owned, self._flat.num_parameters
         # ranges ascend, so that parameters come before buffers
@@ -345,32 +326,18 @@ class RankTrainer:
             clock.lap("exchange")
             norm = global_norm(messages, num_parameters)
             if not math.isfinite(norm):
-                return f"the global norm of the gradient is {norm}"
+                return Fault(f"the global norm of the gradient is {norm}")
             gradient.mul_(clipping.coefficient(norm))
         return None
 
-    def _fault_of(self, report: IterationReport) -> str | None:
-        """Why this iteration must not update the weights: the same text on every rank."""
-        bad = report.first_not_finite
-        if bad is None and self._spec.wire is Wire.FP16 and self._exchange.sends_sums and report.peak >= _FP16_LIMIT:
-            return f"the sum of the shards' gradients may reach {report.peak:.3g}, over {_FP16_ADVICE}"
-        if bad is None and report.peak >= _SUM_LIMIT:
-            return f"the sum of the shards' gradients may reach {report.peak:.3g}, which float32 cannot hold"
-        if bad is None:
-            return None
-        if not math.isfinite(bad.loss_sum):
-            return f"the loss of shard {bad.shard} is {bad.loss_sum}"
-        name = self._flat.name_at(bad.not_finite_at)
-        limit = f", or, times the shard's rows, over {_FP16_ADVICE}" if self._spec.wire is Wire.FP16 else ""
-        return f"the gradient of {name!r} from shard {bad.shard} is not finite{limit}"
-
-    def _leave_together(self, plan: IterationPlan, fault: str) -> None:
+    def _leave_together(self, plan: IterationPlan, fault: Fault) -> None:
         """Raise on all ranks; none leaves while a peer still reads its contribution."""
         with suppress(Recoverable):
             self._exchange.share(plan.iteration, _LEAVE, b"")
         raise NotFiniteError(
-            f"iteration {plan.iteration} (epoch {plan.epoch}): {fault}. Lower the learning rate, clip gradients or "
-            "look at the data; not_finite='skip' leaves such iterations out"
+            f"iteration {plan.iteration} (epoch {plan.epoch}): {fault.text}. Lower the learning rate, clip gradients "
+            "or look at the data; not_finite='skip' leaves such iterations out",
+            rank=fault.rank,
         )
 
     def _check(self) -> None:

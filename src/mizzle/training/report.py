@@ -14,7 +14,7 @@ from mizzle.errors import ModelError
 
 MAX_REPORT_BYTES = 56 * 1024
 _SHARD = struct.Struct("<IIdqd")
-_HEAD = struct.Struct("<III")
+_HEAD = struct.Struct("<IIIfH")
 _OTHER = struct.Struct("<II")
 
 FINITE = -1
@@ -49,14 +49,18 @@ class RankReport:
     """All shards of a rank that had rows.
 
     Attributes:
-        shards: ascending.
+        shards: ascending; without those that were dropped.
         changed: float buffers that one of them changed.
         others: other buffers that the lowest of them changed, as bytes.
+        shard_s: seconds of compute for each shard that had rows, in single precision; 0 where none had.
+        dropped: how many shards were given up because the rank's time was over.
     """
 
     shards: tuple[ShardReport, ...]
     changed: Collection[int]
     others: Mapping[int, bytes]
+    shard_s: float = 0.0
+    dropped: int = 0
 
     def pack(self) -> bytes:
         """The bytes that travel.
@@ -66,7 +70,7 @@ class RankReport:
         """
         mask = sum(1 << number for number in self.changed)
         mask_bytes = mask.to_bytes((mask.bit_length() + 7) // 8, "little")
-        parts = [_HEAD.pack(len(self.shards), len(mask_bytes), len(self.others))]
+        parts = [_HEAD.pack(len(self.shards), len(mask_bytes), len(self.others), self.shard_s, self.dropped)]
         parts += [_SHARD.pack(s.shard, s.rows, s.loss_sum, s.not_finite_at, s.peak) for s in self.shards]
         parts.append(mask_bytes)
         for number, raw in self.others.items():
@@ -82,7 +86,7 @@ class RankReport:
     @classmethod
     def unpack(cls, raw: bytes) -> RankReport:
         """Read what `pack` wrote."""
-        num_shards, mask_bytes, num_others = _HEAD.unpack_from(raw)
+        num_shards, mask_bytes, num_others, shard_s, dropped = _HEAD.unpack_from(raw)
         at = _HEAD.size
         shards = tuple(ShardReport(*_SHARD.unpack_from(raw, at + i * _SHARD.size)) for i in range(num_shards))
         at += num_shards * _SHARD.size
@@ -94,7 +98,8 @@ class RankReport:
             at += _OTHER.size
             others[number] = raw[at : at + length]
             at += length
-        return cls(shards, {number for number in range(mask.bit_length()) if mask >> number & 1}, others)
+        changed = {number for number in range(mask.bit_length()) if mask >> number & 1}
+        return cls(shards, changed, others, shard_s, dropped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,14 +107,16 @@ class IterationReport:
     """All shards of all ranks: the same on every rank, and for every number of ranks.
 
     Attributes:
-        shards: ascending; those that had rows.
+        shards: ascending; those that had rows, without those that were dropped: maybe none is left.
         changed: float buffers that some shard changed.
         others: other buffers that the lowest shard changed.
+        dropped: how many shards were dropped.
     """
 
     shards: tuple[ShardReport, ...]
     changed: frozenset[int]
     others: Mapping[int, bytes]
+    dropped: int = 0
 
     @classmethod
     def of(cls, reports: Sequence[RankReport]) -> IterationReport:
@@ -117,7 +124,8 @@ class IterationReport:
         busy = sorted((report for report in reports if report.shards), key=lambda report: report.shards[0].shard)
         shards = sorted((shard for report in busy for shard in report.shards), key=lambda shard: shard.shard)
         changed = frozenset(number for report in busy for number in report.changed)
-        return cls(tuple(shards), changed, busy[0].others if busy else {})
+        dropped = sum(report.dropped for report in reports)
+        return cls(tuple(shards), changed, busy[0].others if busy else {}, dropped)
 
     @property
     def rows(self) -> int:
@@ -126,8 +134,8 @@ class IterationReport:
 
     @property
     def loss(self) -> float:
-        """Mean loss over all rows, summed in shard order in float64."""
-        return sum(shard.loss_sum for shard in self.shards) / self.rows
+        """Mean loss over all rows, summed in shard order in float64; NaN where no shard is left."""
+        return sum(shard.loss_sum for shard in self.shards) / self.rows if self.shards else math.nan
 
     @property
     def peak(self) -> float:

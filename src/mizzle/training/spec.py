@@ -61,6 +61,9 @@ class TrainingSpec:
         seed: of the epoch order and of the random numbers inside the model.
         not_finite: ``raise`` `NotFiniteError` on a NaN or infinite loss or gradient, or ``skip`` that iteration's
             update on all ranks (its learning-rate step counts nevertheless).
+        stragglers: ``wait`` for slow ranks, or let them ``drop`` the shards that they have not computed when they have
+            taken twice the ranks' median: the mean is over the rows that arrived, so it depends on timing. An iteration
+            of which nothing arrives is left out as by ``skip``.
         wire: element type of the gradients on their way, as the exchange was made with. With a 16-bit one the float
             buffers are rounded as well in every iteration that changes them: prefer fp32 for batch norm.
         weights_wire: element type of new weights on their way. With a 16-bit one the model computes with rounded
@@ -87,6 +90,7 @@ class TrainingSpec:
     autocast: bool = False
     seed: int = 0
     not_finite: Literal["raise", "skip"] = "raise"
+    stragglers: Literal["wait", "drop"] = "wait"
     wire: Wire = Wire.FP32
     weights_wire: Wire = Wire.FP32
     error_feedback: bool = False
@@ -106,13 +110,23 @@ class TrainingSpec:
             raise ConfigError(f"loss is {self.loss!r}; give a function or module: loss(output, target)")
         if self.seed < 0:
             raise ConfigError(f"seed is {self.seed}; give 0 or more")
-        if self.not_finite not in {"raise", "skip"}:
-            raise ConfigError(f"not_finite is {self.not_finite!r}; give 'raise' or 'skip'")
+        self._check_policies()
         if self.error_feedback and self.wire is Wire.FP32:
             raise ConfigError("error_feedback keeps what a 16-bit wire rounds away: give wire='bf16' or 'fp16' with it")
         if self.evaluation_rows is not None and self.evaluation_rows < 1:
             raise ConfigError(f"evaluation_rows is {self.evaluation_rows!r}; give at least 1")
         _check_metrics(self.metrics)
+
+    def _check_policies(self) -> None:
+        if self.not_finite not in {"raise", "skip"}:
+            raise ConfigError(f"not_finite is {self.not_finite!r}; give 'raise' or 'skip'")
+        if self.stragglers not in {"wait", "drop"}:
+            raise ConfigError(f"stragglers is {self.stragglers!r}; give 'wait' or 'drop'")
+        if self.stragglers == "drop" and self.overlap is True:
+            raise ConfigError(
+                "stragglers='drop' sends no gradient before its shard is done, so overlap=True cannot be had with it: "
+                "give RunConfig(overlap='auto'), or stragglers='wait'"
+            )
 
     @property
     def rows_per_evaluation(self) -> int:
@@ -156,8 +170,10 @@ class IterationMetrics:
         compute_s: seconds in reading rows, forward and backward on this rank.
         exchange_s: seconds in the exchange, waiting for slower ranks included.
         update_s: seconds in clipping and the optimizer.
-        skipped: whether the update was left out because a loss or gradient was not finite.
+        skipped: whether the update was left out because a loss or gradient was not finite, or no shard arrived.
         hidden_s: seconds of exchange that were done during ``compute_s``, and cost nobody any waiting.
+        dropped_shards: of all ranks, not computed because a rank's time was over; their rows are not among ``rows``.
+        dropped_rows: of these shards.
     """
 
     iteration: int
@@ -168,6 +184,8 @@ class IterationMetrics:
     update_s: float
     skipped: bool
     hidden_s: float = 0.0
+    dropped_shards: int = 0
+    dropped_rows: int = 0
 
 
 def _check_metrics(metrics: Mapping[Any, Metric]) -> None:

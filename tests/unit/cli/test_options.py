@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -127,3 +129,9 @@ def test_a_file_that_cannot_be_written_is_refused_beforehand(tmp_path: Path) -> 
 def test_no_file_is_fine() -> None:
     check_writable(None)
     write_json(None, object())
+
+
+def test_the_module_is_the_command() -> None:
+    command = [sys.executable, "-m", "mizzle", "--version"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert done.stdout == f"mizzle {version('mizzle')}\n"

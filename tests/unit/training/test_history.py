@@ -11,11 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mizzle.training.evaluate import Evaluation
-from mizzle.training.group_metrics import GroupMetrics
+from mizzle.training.group_metrics import MAX_STRAGGLERS, GroupMetrics
 from mizzle.training.history import GroupRecord, TrainingHistory
-from mizzle.training.loss_log import LossLog
+from mizzle.training.loss_log import Dropped, LossLog
 from mizzle.training.order import EpochOrder
 from mizzle.training.spec import MAX_METRIC_NAME_BYTES, MAX_METRICS, IterationMetrics
+from mizzle.training.stragglers import Straggler
 
 NAN = float("nan")
 ORDER = EpochOrder(num_rows_total=15, num_shards=2, global_batch_size=10, seed=0)  # iterations of 10 and 5 rows
@@ -58,27 +59,38 @@ EVALUATIONS = st.builds(
     st.dictionaries(NAMES, NUMBERS, max_size=8),
 )  # fmt: skip
 
+STRAGGLERS = st.builds(
+    Straggler, st.integers(0, 2**16 - 1), st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1), st.floats(width=32)
+)
+
 
 @settings(deadline=None)
-@given(st.tuples(*[NUMBERS] * 9), st.integers(1, 10**6), st.none() | EVALUATIONS)
-def test_metrics_of_a_group_come_back_as_they_were_in_less_than_500_bytes(
-    numbers: tuple[float, ...], count: int, evaluation: Evaluation | None
+@given(
+    st.tuples(*[NUMBERS] * 9), st.integers(1, 10**6), st.none() | EVALUATIONS,
+    st.lists(STRAGGLERS, max_size=MAX_STRAGGLERS).map(tuple),
+)  # fmt: skip
+def test_metrics_of_a_group_come_back_as_they_were_in_less_than_600_bytes(
+    numbers: tuple[float, ...], count: int, evaluation: Evaluation | None, stragglers: tuple[Straggler, ...]
 ) -> None:
     names = (
         "last_loss", "mean_loss", "compute_s", "exchange_s", "update_s", "hidden_s", "evaluate_s", "boundary_s",
         "span_s",
     )  # fmt: skip
+    given_: dict[str, Any] = dict(zip(names, numbers, strict=True))
     group = GroupMetrics(
-        iterations=count, rows=count * 2**20, skipped=count // 2, evaluation=evaluation,
-        **dict(zip(names, numbers, strict=True)),
+        iterations=count, rows=count * 2**20, skipped=count // 2, evaluation=evaluation, stragglers=stragglers,
+        dropped_shards=count, dropped_rows=count * 2**20, **given_,
     )  # fmt: skip
-    assert len(group.pack()) < 500
+    assert len(group.pack()) < 600
     assert repr(GroupMetrics.unpack(group.pack())) == repr(group)
 
 
 def test_the_longest_metrics_that_a_spec_allows_stay_below_a_task_result_of_1_kb() -> None:
     names = [chr(ord("a") + number) * MAX_METRIC_NAME_BYTES for number in range(MAX_METRICS)]
-    group = replace(GroupMetrics.of(SEEN), evaluation=Evaluation(3, 1, 10, 0.5, dict.fromkeys(names, 0.5)))
+    slow = [Straggler(rank, 5, 3, 2.5) for rank in range(9)]
+    evaluation = Evaluation(3, 1, 10, 0.5, dict.fromkeys(names, 0.5))
+    group = GroupMetrics.of(SEEN, evaluation=evaluation, stragglers=slow)
+    assert group.stragglers == tuple(slow[:MAX_STRAGGLERS])
     assert len(group.pack()) < 850
     assert GroupMetrics.unpack(group.pack()).evaluation == group.evaluation
 
@@ -131,6 +143,19 @@ def test_history_follows_the_groups_and_is_completed_from_the_log() -> None:
         assert [(e.epoch, e.rows, e.loss, e.iterations) for e in history.epochs] == [(0, 15, 3.0, 2), (1, 5, 1.0, 2)]
 
 
+def test_rows_that_were_dropped_are_in_no_epoch() -> None:
+    kept = LossLog()
+    kept.append(0, 2.0, skipped=False, dropped_shards=1, dropped_rows=5)
+    kept.append(1, 5.0, skipped=False)
+    kept.append(2, NAN, skipped=True, dropped_shards=2, dropped_rows=10)
+    history = TrainingHistory()
+    history.complete(kept, ORDER)
+    assert history.dropped == [Dropped(0, 1, 5), Dropped(2, 2, 10)]
+    first, second = history.epochs
+    assert (first.rows, first.loss, second.rows) == (10, (2.0 * 5 + 5.0 * 5) / 10, 0)
+    assert json.loads(json.dumps(history.as_dict()))["dropped"][0] == {"iteration": 0, "shards": 1, "rows": 5}
+
+
 def test_an_epoch_whose_iterations_were_all_skipped_has_no_loss() -> None:
     kept = LossLog()
     kept.append(0, 7.0, skipped=True)
@@ -152,7 +177,9 @@ def test_history_goes_to_json_and_through_pickle() -> None:
     assert pickle.loads(pickle.dumps(history)).epochs == history.epochs  # noqa: S301 - our own bytes
 
 
-@pytest.mark.parametrize("changed", [{"last_loss": 2.1}, {"evaluation": Evaluation(0, 0, 1, 0.5, {})}])
+@pytest.mark.parametrize(
+    "changed", [{"last_loss": 2.1}, {"dropped_rows": 4}, {"evaluation": Evaluation(0, 0, 1, 0.5, {})}]
+)
 def test_history_refuses_ranks_that_differ(changed: dict[str, Any]) -> None:
     one = GroupMetrics.of(SEEN)
     ranks = [one, replace(one, **changed)]

@@ -11,28 +11,32 @@ from mizzle.errors import ConfigError
 from mizzle.training.loss_log import LossLog
 from mizzle.training.state import pack_state, unpack_state
 
-ENTRIES = st.lists(st.tuples(st.floats(), st.booleans()), max_size=40)
+ENTRIES = st.lists(st.tuples(st.floats(), st.booleans(), st.integers(0, 2)), max_size=40)
 
 
-def log_of(entries: list[tuple[float, bool]], first: int = 0) -> LossLog:
+def log_of(entries: list[tuple[float, bool, int]], first: int = 0) -> LossLog:
     log = LossLog()
-    for number, (loss, skipped) in enumerate(entries, start=first):
-        log.append(number, loss, skipped=skipped)
+    for number, (loss, skipped, dropped) in enumerate(entries, start=first):
+        log.append(number, loss, skipped=skipped, dropped_shards=dropped, dropped_rows=7 * dropped)
     return log
 
 
 def same(one: LossLog, other: LossLog) -> bool:
-    return one.losses.tobytes() == other.losses.tobytes() and one.skipped == other.skipped and len(one) == len(other)
+    alike = one.skipped == other.skipped and one.dropped == other.dropped and len(one) == len(other)
+    return alike and one.losses.tobytes() == other.losses.tobytes()
 
 
 @settings(deadline=None)
 @given(ENTRIES, st.integers(0, 2**40))
-def test_a_log_travels_bit_for_bit_and_goes_on(entries: list[tuple[float, bool]], first: int) -> None:
+def test_a_log_travels_bit_for_bit_and_goes_on(entries: list[tuple[float, bool, int]], first: int) -> None:
     log = log_of(entries, first)
     raw = log.pack()
-    assert len(raw) <= 16 + 9 * len(entries)
+    assert len(raw) <= 16 + 9 * len(entries) + 16 * len(log.dropped)
     back = LossLog.unpack(raw)
     assert same(back, log)
+    kept = LossLog()
+    kept.load_state(*unpack_state(bytearray(pack_state(*log.state()))))
+    assert same(kept, log)
     for one in (log, back):
         one.append(first + len(entries), 0.5, skipped=True)
     assert same(back, log)
@@ -62,20 +66,20 @@ def test_a_log_of_any_length_survives_in_a_state_whose_length_seldom_changes() -
 
 
 def test_a_gap_is_a_fault() -> None:
-    log = log_of([(1.0, False)], first=5)
+    log = log_of([(1.0, False, 0)], first=5)
     assert log.first == 5
     with pytest.raises(AssertionError, match="iteration 7 after 5"):
         log.append(7, 1.0, skipped=False)
 
 
-@pytest.mark.parametrize("raw", [b"", b"abc", log_of([(1.0, False)] * 9).pack()[:-1], LossLog().pack() + b"0"])
+@pytest.mark.parametrize("raw", [b"", b"abc", log_of([(1.0, False, 0)] * 9).pack()[:-1], LossLog().pack() + b"0"])
 def test_bytes_that_are_no_log_are_refused(raw: bytes) -> None:
     with pytest.raises(ConfigError, match=f"{len(raw)} bytes given as a log of losses are not one"):
         LossLog.unpack(raw)
 
 
 def test_the_state_of_a_log_holds_no_copy() -> None:
-    log = log_of([(1.0, False)])
+    log = log_of([(1.0, False, 0)])
     tensors, _ = log.state()
     assert torch.equal(tensors["log.losses"][:1], torch.ones(1, dtype=torch.float64))
     assert tensors["log.losses"].data_ptr() == log.losses.ctypes.data

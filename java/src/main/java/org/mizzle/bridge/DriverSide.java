@@ -66,7 +66,7 @@ public final class DriverSide implements DriverPlugin {
     return new SparkListener() {
       @Override
       public void onExecutorRemoved(SparkListenerExecutorRemoved removed) {
-        roster.removed(removed.executorId());
+        roster.removed(removed.executorId(), removed.reason());
       }
 
       @Override
@@ -159,6 +159,11 @@ public final class DriverSide implements DriverPlugin {
   /** One line a living executor whose bridge has reported and is not silent: "executor id TAB description". */
   public String[] bridges() {
     return roster.lines();
+  }
+
+  /** What Spark said when it removed an executor; empty: it has not. */
+  public String whyRemoved(String executorId) {
+    return roster.whyRemoved(executorId);
   }
 
   /** How many questions the bridges have asked so far, those for leases left out. */

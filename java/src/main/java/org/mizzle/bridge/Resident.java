@@ -36,6 +36,7 @@ final class Resident {
   /** Ends its idleness, or its delay; a number of its own, because it may be on its way already. */
   private Future<?> alarm;
   private int alarms;
+  private final Epitaph epitaph;
 
   /** The process that has this number now. */
   Resident(long pid, Seat seat) {
@@ -46,10 +47,24 @@ final class Resident {
     this.pid = pid;
     this.begun = begun;
     this.seat = seat;
+    epitaph = new Epitaph(pid, MemoryGroup::of);
   }
 
   long pid() {
     return pid;
+  }
+
+  /** It is told to do that. */
+  Order begin(Order order) {
+    epitaph.look();
+    underWay = order;
+    seat.give(order);
+    return order;
+  }
+
+  /** Why it has died. */
+  String epitaph() {
+    return epitaph.write();
   }
 
   boolean isOf(String aRun, int aGeneration) {

@@ -78,10 +78,8 @@ final class Residents {
     idle.remove(resident);
     resident.nextAlarm();
     if (resident.underWay != null) {
-      String why = "process " + resident.pid()
-          + " of this executor ended: it crashed, was killed, or had no memory left";
       resident.underWay.done.complete(new Order.Outcome(
-          Order.End.DIED, resident.rank, why.getBytes(StandardCharsets.UTF_8)));
+          Order.End.DIED, resident.rank, resident.epitaph().getBytes(StandardCharsets.UTF_8)));
     }
     hires.match();
   }
@@ -119,10 +117,8 @@ final class Residents {
 
   Order give(Resident resident, int kind, byte[] payload, long group, int partition) {
     String run = resident.run == null ? "" : resident.run;
-    resident.underWay =
-        new Order(++lastSerial, kind, run, resident.generation, payload, group, partition);
-    resident.seat.give(resident.underWay);
-    return resident.underWay;
+    return resident.begin(
+        new Order(++lastSerial, kind, run, resident.generation, payload, group, partition));
   }
 
   /** An idle one, which is so no more, or null: one that may know something of the run. */

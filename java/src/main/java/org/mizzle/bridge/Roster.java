@@ -13,11 +13,21 @@ import java.util.TreeSet;
  * who is gone or has fallen silent. Any thread may call; guarded by this.
  */
 final class Roster {
+  private static final int MAX_REMOVED = 1000;
   /** By executor; of those that Spark has not removed. */
   private final Map<String, String> bridges = new LinkedHashMap<>();
   /** By run, where the ranks of its newest generation of residents are. */
   private final Map<String, Generation> generations = new HashMap<>();
   private final Pulse pulse;
+  /** By executor that Spark has removed, what it said: the latest ones. */
+  private final Map<String, String> whyRemoved = new LinkedHashMap<>() {
+    private static final long serialVersionUID = 1L;
+
+    @Override
+    protected boolean removeEldestEntry(Map.Entry<String, String> eldest) {
+      return size() > MAX_REMOVED;
+    }
+  };
 
   private record Generation(int number, List<String> executorIds) {}
 
@@ -36,15 +46,21 @@ final class Roster {
     pulse.heard(executorId);
   }
 
-  /** Spark has removed it. */
-  synchronized void removed(String executorId) {
+  /** Spark has removed it, and says why. */
+  synchronized void removed(String executorId, String why) {
     bridges.remove(executorId);
+    whyRemoved.put(executorId, why);
     pulse.gone(executorId);
   }
 
   /** From now on groups of this generation may be run, in these executors. */
   synchronized void expect(String run, int generation, Collection<String> executorIds) {
     generations.put(run, new Generation(generation, List.copyOf(executorIds)));
+  }
+
+  /** What Spark said when it removed an executor; empty: it has not. */
+  synchronized String whyRemoved(String executorId) {
+    return whyRemoved.getOrDefault(executorId, "");
   }
 
   synchronized void end(String run) {

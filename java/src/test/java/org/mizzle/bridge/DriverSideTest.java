@@ -24,6 +24,8 @@ final class DriverSideTest {
     driver.listener().onExecutorRemoved(new SparkListenerExecutorRemoved(0, "1", "killed"));
     driver.listener().onExecutorRemoved(new SparkListenerExecutorRemoved(0, "3", "unknown"));
     equal(List.of("2\tpid=2"), List.of(driver.bridges()));
+    equal("killed", driver.whyRemoved("1"));
+    equal("", driver.whyRemoved("2"));
   }
 
   private void starts(long task, int stage, int index) {

@@ -73,7 +73,7 @@ final class ResidentsTest {
     one.next(Order.START);
     one.dies();
     String told = asker.next();
-    check(told.startsWith("GONE a rank could not start: process 2147483648 of this"), told);
+    check(told.startsWith("GONE a rank could not start: process 2147483648 ended: "), told);
   }
 
   void aHireEndsAtItsDeadlineAndItsResidentComesBack() throws Exception {

@@ -1,0 +1,90 @@
+"""A slow executor is named, memory that ran out is called so: real limits, by control groups of ranks' processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.control_groups import remove, skip_without
+from chaos.faults import GROUP_NAME
+from chaos.test_faults import RANKS, play
+
+pytestmark = pytest.mark.chaos
+HELD_BACK = {"point": "publish", "call": 8, "action": "hold_back_rank", "after": True}
+SCENES: dict[str, dict[str, Any]] = {
+    "out of memory again and again": {
+        "layout": RANKS, "fault": {"point": "backward", "call": 6, "action": "fill_memory", "times": 9},
+    },
+    "executor killed": {"layout": RANKS, "fault": {"point": "publish", "call": 12, "action": "kill_executor"}},
+    "slow": {"layout": RANKS, "busy": True, "fault": HELD_BACK},
+    "slow, and nobody waits": {
+        "layout": RANKS, "busy": True, "fault": HELD_BACK, "how": {"stragglers": "drop", "max_iterations": 48},
+    },
+    "nothing": {"layout": RANKS, "busy": True},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("limits")
+
+
+@pytest.fixture(scope="module")
+def found(home: Path) -> Iterator[dict[str, dict[str, Any]]]:
+    """What came of every scene."""
+    skip_without()
+    yield play(home, SCENES, 420)
+    for controller in ("memory", "cpu"):
+        remove(controller, GROUP_NAME)
+
+
+@pytest.mark.timeout(480)
+def test_a_rank_that_runs_out_of_memory_again_and_again_ends_the_run_and_is_called_oom(
+    found: dict[str, dict[str, Any]],
+) -> None:
+    outcome = found["out of memory again and again"]
+    assert len(outcome["struck"]) == 3, "no crash loop"
+    assert outcome["wall_s"] < 60
+    trace = outcome["trace"]
+    assert "PeerLost: rank" in outcome["error"]
+    assert "out of memory (OOM): limit 64 MiB, peak 64 MiB, in control group /mizzle-test" in trace
+    assert "spark.executor.memoryOverhead" in trace
+    assert "it was tried 3 times from the same boundary" in trace
+    assert "the run was at: iterations " in trace
+    assert "in executor " in trace
+
+
+def test_what_spark_says_of_an_executors_end_is_in_the_log(found: dict[str, dict[str, Any]], home: Path) -> None:
+    assert "error" not in found["executor killed"], found["executor killed"]["trace"]
+    log = (home / "driver.log").read_text()
+    assert "Spark says of the end of executor" in log
+    assert "(OOM)" in log, "a signal 9 may have been the kernel's"
+
+
+def test_a_slow_executor_is_named_with_its_factor_and_changes_no_bit(
+    found: dict[str, dict[str, Any]], home: Path
+) -> None:
+    outcome, nothing = found["slow"], found["nothing"]
+    assert "error" not in outcome, outcome["trace"]
+    assert outcome["history"]["faults"] == [], "slow is not dead"
+    assert outcome["losses"] == nothing["losses"]
+    assert outcome["model"] == nothing["model"]
+    slow = max(outcome["history"]["stragglers"], key=lambda one: one["iterations"])
+    # Its first call makes the weights known, so the eighth one is of iteration 6.
+    assert slow["since"] in {7, 8}
+    assert 7.5 <= slow["factor"] <= 12.5
+    assert slow["executor"]
+    assert f"executor={slow['executor']} host={slow['host']}" in (home / "driver.log").read_text()
+
+
+def test_nobody_waits_for_a_slow_executor_where_its_shards_are_dropped(found: dict[str, dict[str, Any]]) -> None:
+    outcome = found["slow, and nobody waits"]
+    assert "error" not in outcome, outcome["trace"]
+    history = outcome["history"]
+    assert history["faults"] == []
+    assert len(history["dropped"]) > 24, "of 48 iterations, 41 were slow somewhere"
+    assert all(one["rows"] < 20 for one in history["dropped"])
+    assert max(history["stragglers"], key=lambda one: one["iterations"])["iterations"] > 24
