@@ -43,6 +43,7 @@ public final class DriverSide implements DriverPlugin {
   private final Attempts attempts = new Attempts();
   private final LongAdder messages = new LongAdder();
   private final LongAdder leases = new LongAdder();
+  private final Exposure exposure = new Exposure();
 
   /** The driver's half of the running application, or null when the plugin was not loaded. */
   public static DriverSide current() {
@@ -162,6 +163,10 @@ public final class DriverSide implements DriverPlugin {
   /** One line a living executor whose bridge has reported and is not silent: "executor id TAB description". */
   public String[] bridges() {
     return roster.lines();
+  }
+
+  public Exposure exposure() {
+    return exposure;
   }
 
   /** How many questions the bridges have asked so far, those for leases left out. */
