@@ -19,9 +19,7 @@ from mizzle.spark.driver import DriverSide
 
 _log = logging.getLogger(__name__)
 
-AUTHENTICATE = (
-    "spark.authenticate true (YARN and Kubernetes make the secret; elsewhere set spark.authenticate.secret.file)"
-)
+AUTHENTICATE = "spark.authenticate true (YARN and Kubernetes make the secret; elsewhere set spark.authenticate.secret)"
 ENCRYPT = ("spark.network.crypto.enabled true", "spark.network.crypto.authEngineVersion 2",
            "spark.network.crypto.cipher AES/GCM/NoPadding", "spark.network.crypto.saslFallback false")  # fmt: skip
 
