@@ -97,7 +97,7 @@ def _launch_without_secrets(settings: Mapping[str, str]) -> None:
     shown = open_settings(settings)
     if len(shown) < len(settings):
         conf = SparkConf(loadDefaults=False).setAll([*shown.items()])
-        SparkContext._ensure_initialized(conf=conf)  # type: ignore[no-untyped-call] # noqa: SLF001 - no other way
+        SparkContext._ensure_initialized(conf=conf)  # noqa: SLF001 - no other way
 
 
 def _start(builder: SparkSession.Builder) -> SparkSession:

@@ -26,7 +26,7 @@ import org.slf4j.LoggerFactory;
  */
 final class Bridge implements Closeable {
   /** Both sides say it in the first frame; other versions are refused. */
-  static final int PROTOCOL_VERSION = 1;
+  static final int PROTOCOL_VERSION = 2;
   private static final Logger LOG = LoggerFactory.getLogger(Bridge.class);
   /** How often it asks the driver which runs have ended; tests have it ask more often. */
   private static final String LEASE_PERIOD = "spark.mizzle.leasePeriod";
