@@ -8,7 +8,7 @@ import stat
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,16 @@ NOBODY = 65534
 MB = 1 << 20
 as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can start a process of another user")
 
-INTRUDER = """
+BECOME = """
 import json, os, socket, sys
+if sys.argv[1]:
+    os.setgroups([])
+    os.setgid(int(sys.argv[1]))
+    os.setuid(int(sys.argv[1]))
+"""
+INTRUDER = """
 tried = {}
-for path in json.loads(sys.argv[1]):
+for path in json.loads(sys.argv[2]):
     try:
         if path.endswith("/s"):
             with socket.socket(socket.AF_UNIX) as raw:
@@ -48,11 +54,10 @@ for path in json.loads(sys.argv[1]):
 print(json.dumps({"uid": os.geteuid(), "tried": tried}))
 """
 HELLO = """
-import socket, sys
 with socket.socket(socket.AF_UNIX) as raw:
     raw.settimeout(10)
-    raw.connect(sys.argv[1])
-    raw.sendall(bytes.fromhex(sys.argv[2]))
+    raw.connect(sys.argv[2])
+    raw.sendall(bytes.fromhex(sys.argv[3]))
     raw.shutdown(socket.SHUT_WR)
     said = b""
     while part := raw.recv(65536):
@@ -62,13 +67,9 @@ sys.stdout.buffer.write(said)
 
 
 def child(program: str, *arguments: str, user: int | None) -> bytes:
-    """What a program prints that another user runs: plain Python, because that one cannot read our environment."""
-    how: dict[str, Any] = {} if user is None else {"user": user, "group": user, "extra_groups": []}
-    python = getattr(sys, "_base_executable", sys.executable)
-    done = subprocess.run(
-        [python, "-I", "-c", program, *arguments], cwd="/", stdout=subprocess.PIPE, timeout=30, check=True, **how
-    )
-    return bytes(done.stdout)
+    """What a program prints that becomes another user first, and keeps nothing of this one."""
+    command = [sys.executable, "-I", "-c", BECOME + program, "" if user is None else str(user), *arguments]
+    return subprocess.run(command, cwd="/", stdout=subprocess.PIPE, timeout=60, check=True).stdout
 
 
 def intrude(paths: list[Path], user: int | None) -> dict[str, str]:
@@ -97,6 +98,14 @@ def open_around(*kept: Path) -> Iterator[None]:
             above.chmod(mode)
 
 
+@pytest.fixture
+def bridge(local_bridge: LocalBridge) -> Iterator[LocalBridge]:
+    """The bridge, within a run of its own."""
+    local_bridge.begin()
+    yield local_bridge
+    local_bridge.end()
+
+
 def cards(spark: SparkSession) -> list[Path]:
     """Where the bridge tells its workers of itself."""
     return list(Path(spark.sparkContext.getConf().get("spark.local.dir") or "").glob(f"blockmgr-*/{CARD}"))
@@ -104,20 +113,17 @@ def cards(spark: SparkSession) -> list[Path]:
 
 @as_root
 def test_another_user_cannot_connect_nor_read_the_token_or_an_arena(
-    spark_local: SparkSession, local_bridge: LocalBridge
+    spark_local: SparkSession, bridge: LocalBridge
 ) -> None:
-    local_bridge.begin()
-    (one,) = join(local_bridge, 1)
-    secret = one.blocks.region("secret", 4096)
+    (one,) = join(bridge, 1)
     fd, own = allocate("a worker's own", 4096)
-    paths = [Path(local_bridge.path), *cards(spark_local), Path(secret.path), own]
-    assert len(paths) == 4
-    with open_around(cards(spark_local)[0], one.client.directory):
-        assert set(intrude(paths, None).values()) == {"let in"}, "its own user can"
-        assert set(intrude(paths, NOBODY).values()) == {"Permission denied"}
-    os.close(fd)
-    one.client.close()
-    local_bridge.end()
+    with closing(one.client), open(fd, "rb"):  # noqa: PTH123 - a descriptor, to be closed
+        secret = one.blocks.region("secret", 4096)
+        paths = [Path(bridge.path), *cards(spark_local), Path(secret.path), own]
+        assert len(paths) == 4
+        with open_around(cards(spark_local)[0], one.client.directory):
+            assert set(intrude(paths, None).values()) == {"let in"}, "its own user can"
+            assert set(intrude(paths, NOBODY).values()) == {"Permission denied"}
 
 
 def tried_by_nobody(_context: Any, _batch: Any) -> Any:
@@ -181,32 +187,29 @@ def test_the_directory_of_the_bridge_and_its_card_are_its_users_alone(
 
 def fuzzed(spark: SparkSession, bridge: LocalBridge, frames: int, seed: int) -> None:
     """Send that many to a bridge, beside ranks that go on with their work, and weigh it before and after."""
-    bridge.begin()
     a, b = join(bridge, 2)
     jvm: Any = spark.sparkContext._jvm
     fuzzer = Fuzzer(bridge, seed)
-    fuzzer.play(frames // 10)  # its classes are loaded, its buffers have their sizes
-    before = held_bytes(jvm)
-    fuzzer.play(frames)
-    fuzzer.end()
-    assert fuzzer.answers > frames, "it was spoken to, not to itself"
-    name = BlockId(RUN, 0, 0, 0, Kind.RESULT, slice=0, source=0)
-    a.blocks.put(name, None, meta=b"well", dtype=DType.RAW, to=[1])
-    assert b.blocks.fetch(name, None).wait(Deadline.after(5)).meta == b"well"
-    grown = held_bytes(jvm) - before
-    assert grown <= 64 * MB, f"{grown / MB:.0f} MB more after {fuzzer.sent} frames"
-    for one in (a, b):
-        one.client.close()
-    bridge.end()
+    with closing(a.client), closing(b.client):
+        fuzzer.play(frames // 10)  # its classes are loaded, its buffers have their sizes
+        before = held_bytes(jvm)
+        fuzzer.play(frames)
+        fuzzer.end()
+        assert fuzzer.answers > frames, "somebody answered"
+        name = BlockId(RUN, 0, 0, 0, Kind.RESULT, slice=0, source=0)
+        a.blocks.put(name, None, meta=b"well", dtype=DType.RAW, to=[1])
+        assert b.blocks.fetch(name, None).wait(Deadline.after(10)).meta == b"well"
+        grown = held_bytes(jvm) - before
+        assert grown <= 64 * MB, f"{grown / MB:.0f} MB more after {fuzzer.sent} frames"
 
 
 def test_frames_that_make_no_sense_harm_neither_the_bridge_nor_other_ranks(
-    spark_local: SparkSession, local_bridge: LocalBridge
+    spark_local: SparkSession, bridge: LocalBridge
 ) -> None:
-    fuzzed(spark_local, local_bridge, 10_000, seed=27)
+    fuzzed(spark_local, bridge, 10_000, seed=27)
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
-def test_a_million_frames_that_make_no_sense_do_no_harm(spark_local: SparkSession, local_bridge: LocalBridge) -> None:
-    fuzzed(spark_local, local_bridge, 1_000_000, seed=28)
+def test_a_million_frames_that_make_no_sense_do_no_harm(spark_local: SparkSession, bridge: LocalBridge) -> None:
+    fuzzed(spark_local, bridge, 1_000_000, seed=28)

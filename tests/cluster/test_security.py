@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ from harness import eventually
 from mizzle.blocks.bridge import BridgeClient, find_bridge
 from mizzle.blocks.deadline import Deadline
 from mizzle.spark.driver import DriverSide
+from mizzle.spark.security import ENCRYPT
 
 TESTS = Path(__file__).parents[1]
 
@@ -80,8 +83,13 @@ def fort(profile: str, home: Path) -> Iterator[Fort]:
 
 def _started(profile: str, home: Path, log: IO[str]) -> subprocess.Popen[bytes]:
     command = [sys.executable, str(TESTS / "cluster" / "on_secure_cluster.py"), profile, str(home)]
-    environment = {**os.environ, "PYTHONPATH": str(TESTS), "PYSPARK_PYTHON": sys.executable}
+    # Nobody outside of this machine is to try.
+    environment = environment_of_children() | {"SPARK_LOCAL_HOSTNAME": "127.0.0.1", "SPARK_LOCAL_IP": "127.0.0.1"}
     return subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=log, stderr=log)
+
+
+def environment_of_children() -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(TESTS), "PYSPARK_PYTHON": sys.executable}
 
 
 def storage_level(spark: SparkSession) -> bytes:
@@ -154,3 +162,37 @@ def robbed(there: Fort, metadata: bytes, *, tls: bool) -> None:
 def command_lines() -> list[Path]:
     """Those of all processes: every user may read them."""
     return [path for path in Path("/proc").glob("[0-9]*/cmdline") if path.exists()]
+
+
+LEFT_BEHIND = 100
+
+
+@pytest.mark.skipif(
+    os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("unshare")),
+    reason="a network of one's own, which nobody can reach, needs root, ip and unshare",
+)
+def test_an_open_application_is_warned_of_once_and_refused_where_security_is_required(tmp_path: Path) -> None:
+    """And it starts among the sockets of a hundred bridges that were killed."""
+    for number in range(LEFT_BEHIND):
+        dead = tmp_path / "tmp" / f"mizzle-{number}"
+        dead.mkdir(mode=0o700, parents=True)
+        with socket.socket(socket.AF_UNIX) as gone:
+            gone.bind(str(dead / "s"))
+    script = str(TESTS / "cluster" / "on_open_network.py")
+    child = subprocess.run(
+        ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, script, str(tmp_path)],
+        env=environment_of_children(), capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert child.returncode == 0, child.stderr[-4000:]
+    found = json.loads((tmp_path / "found.json").read_text())
+    assert found["sums"] == [[6.0, 6.0]] * 2
+    (warning,) = [line for line in child.stderr.splitlines() if "NOT SECURE" in line]
+    for line in ("listen on 0", "spark.authenticate true", *ENCRYPT):
+        assert line in warning
+    assert list(found["refused"]) == ["Trainer", "iterate", "all_reduce", "run_group"]
+    for said, seconds in found["refused"].values():
+        assert said.startswith('security is "required", but block managers listen on 0')
+        assert all(line in said for line in ("spark.authenticate true", *ENCRYPT))
+        assert seconds < 1
+    assert found["jobs"] > 0
+    assert found["started"] == 0, "neither a job nor a question of a rank"

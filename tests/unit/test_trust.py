@@ -24,7 +24,7 @@ UNPICKLES = {
     "spark/outcome.py": "results and errors of the application's own tasks",
     "spark/resident.py": "orders of the driver, handed on by the bridge, and memory of the task that hires",
     "spark/runner.py": "outcomes of the application's own tasks",
-    "spark/step.py": "the caller's functions, and states of this run in memory of the same user",
+    "spark/step.py": "the caller's functions, and states that ranks of the run keep for each other",
     "spark/train_task.py": "model and loss, as the driver has sent them by Spark's broadcast",
     "spark/trainer.py": "what was pickled a line before, to have a copy",
 }

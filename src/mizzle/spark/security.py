@@ -22,6 +22,7 @@ _log = logging.getLogger(__name__)
 AUTHENTICATE = "spark.authenticate true (YARN and Kubernetes make the secret; elsewhere set spark.authenticate.secret)"
 ENCRYPT = ("spark.network.crypto.enabled true", "spark.network.crypto.authEngineVersion 2",
            "spark.network.crypto.cipher AES/GCM/NoPadding", "spark.network.crypto.saslFallback false")  # fmt: skip
+TRUST = "spark.ssl.rpc.trustStore PATH (and trustStorePassword), with the certificates of your executors' authority"
 
 Conf = Callable[[str], str | None]
 """A setting of the session by name, None where it is not set."""
@@ -65,12 +66,15 @@ def judge_security(conf: Conf, addresses: Sequence[str]) -> Protection:
 
 def _judge_encryption(conf: Conf) -> Protection:
     if conf("spark.ssl.rpc.enabled") == "true":
-        return Protection(is_enough=True, seen="authenticated, encrypted by TLS (spark.ssl.rpc)")
+        if conf("spark.ssl.rpc.trustStore") or conf("spark.ssl.trustStore"):
+            return Protection(is_enough=True, seen="authenticated, encrypted by TLS (spark.ssl.rpc)")
+        seen = "authenticated, encrypted by TLS, but without a trust store Spark believes every certificate"
+        return Protection(is_enough=False, seen=seen, remedy=_lines(TRUST))
     if conf("spark.network.crypto.enabled") != "true":
         return Protection(
             is_enough=False,
             seen="authenticated, but blocks travel in the clear",
-            remedy=_lines(*ENCRYPT) + "; or spark.ssl.rpc.enabled true",
+            remedy=_lines(*ENCRYPT) + "; or spark.ssl.rpc.enabled true, with spark.ssl.rpc.keyStore and trustStore",
         )
     weak = [line for line in ENCRYPT if not _is_set(conf, *line.split())]
     if weak:
