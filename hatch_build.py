@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ JAR = ROOT / "src" / "mizzle" / "spark" / "jars" / "mizzle-bridge.jar"
 JAVA_RELEASE = 17  # the oldest Java that Spark 4.3 runs on
 PYSPARK = "pyspark>=4.3,<4.4"  # as in pyproject.toml
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first date that a zip file can hold
-MANIFEST = b"Manifest-Version: 1.0\r\nImplementation-Title: mizzle-bridge\r\n\r\n"
+MANIFEST = "Manifest-Version: 1.0\r\nImplementation-Title: mizzle-bridge\r\nImplementation-Version: {release}\r\n\r\n"
 # classfile: Scala's class files name annotations that are not on the class path.
 # path: jars of Spark name, in their manifests, companions that Spark does not ship.
 # processing: there are no annotation processors.
@@ -99,13 +100,19 @@ def write_jar(target: Path, roots: list[Path]) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     unfinished = target.with_suffix(".unfinished")
     with zipfile.ZipFile(unfinished, "w") as jar:
-        for name, content in [("META-INF/MANIFEST.MF", MANIFEST), *sorted(entries(roots))]:
+        for name, content in [("META-INF/MANIFEST.MF", manifest()), *sorted(entries(roots))]:
             entry = zipfile.ZipInfo(name, date_time=EPOCH)
             entry.external_attr = 0o644 << 16
             entry.create_system = 3  # Unix, wherever it is built
             entry.compress_type = zipfile.ZIP_STORED  # some 150 KB; zlib versions need not agree on bytes
             jar.writestr(entry, content)
     unfinished.replace(target)
+
+
+def manifest() -> bytes:
+    """The jar's manifest: workers of another release are refused by it."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    return MANIFEST.format(release=project["version"]).encode("ascii")
 
 
 def entries(roots: list[Path]) -> Iterator[tuple[str, bytes]]:

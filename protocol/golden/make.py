@@ -49,8 +49,12 @@ FILES: dict[str, bytes] = {
     "block_largest_numbers": LARGE,
     "letter": struct.pack("<II", 2, 1) + SMALL,
     "letter_dropped": struct.pack("<II", 2, 0),
-    "hello": frame(1, 1, struct.pack("<H", 1) + bytes(range(32))),
-    "hello_answer": frame(0x81, 1, blob(b"7") + blob(b"host") + struct.pack("<H", 40404) + blob(b"id") + blob(b"/d")),
+    "hello": frame(1, 1, struct.pack("<H", 2) + bytes(range(32))),
+    "hello_answer": frame(
+        0x81,
+        1,
+        blob(b"7") + blob(b"host") + struct.pack("<H", 40404) + blob(b"id") + blob(b"/d") + blob(b"0.1.0"),
+    ),
     "claim": frame(2, 2, blob(RUN.hex().encode()) + struct.pack("<i", -1)),
     "region": frame(3, 3, blob(b"weights") + blob(b"/proc/1/fd/2") + struct.pack("<Q", 1 << 33)),
     "join": frame(

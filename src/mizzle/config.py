@@ -15,6 +15,9 @@ Transport = Literal["auto", "shm", "blocks"]
 Overlap = bool | Literal["auto"]
 """Whether the exchange begins during backward, or (auto) where that pays."""
 
+Security = Literal["auto", "required"]
+"""What happens where Spark does not keep strangers from the blocks: a warning, or (required) nothing starts."""
+
 GroupSize = int | Literal["auto"]
 """Iterations per Spark job, or "auto"."""
 
@@ -33,6 +36,16 @@ def check_count(name: str, value: object, *, other: str | None = None) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         also = "" if other is None else f", or {other}"
         raise ConfigError(f"{name} is {value!r}: give a whole number, at least 1{also}")
+
+
+def check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    """Refuse what is none of the choices.
+
+    Raises:
+        ConfigError: says what to give.
+    """
+    if value not in choices:
+        raise ConfigError(f"{name} is {value!r}: give one of {', '.join(choices)}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,6 +73,10 @@ class RunConfig:
             nothing is noted.
         timeout_s: seconds that a rank waits for its peers in one exchange, or for its group to come together. 60 s
             cover a garbage collection or a slow first iteration; a dead peer is noticed at once all the same.
+        security: where Spark's block managers can be reached from other machines without authentication and
+            encryption, "auto" warns once in an application, "required" refuses before anything starts, with the lines
+            to set. "auto", because most clusters are laid out like that, behind a network of their own
+            (``docs/security.md``).
     """
 
     ranks: int | tuple[int, int] | None = None
@@ -70,6 +87,7 @@ class RunConfig:
     overlap: Overlap = "auto"
     trace: str | Path | None = None
     timeout_s: float = 60.0
+    security: Security = "auto"
 
     def __post_init__(self) -> None:
         """Refuse what has no meaning."""
@@ -77,8 +95,8 @@ class RunConfig:
         for name in ("max_group_s", "timeout_s"):
             if getattr(self, name) <= 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}: give a positive number of seconds")
-        if self.transport not in get_args(Transport):
-            raise ConfigError(f"transport is {self.transport!r}: give one of {', '.join(get_args(Transport))}")
+        check_choice("transport", self.transport, get_args(Transport))
+        check_choice("security", self.security, get_args(Security))
         if not isinstance(self.overlap, bool) and self.overlap != "auto":
             raise ConfigError(f"overlap is {self.overlap!r}: give True, False or 'auto'")
         if self.trace is not None and not isinstance(self.trace, str | Path):

@@ -22,7 +22,7 @@ from harness import RUN, eventually
 from mizzle.blocks.arena import allocate
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
-from mizzle.blocks.frames import Request, Writer
+from mizzle.blocks.frames import PROTOCOL_VERSION, Request, Writer
 from mizzle.blocks.ids import BlockId, DType, Kind
 from mizzle.blocks.notes import prepare_control
 from mizzle.blocks.store import Pending, Span
@@ -239,7 +239,7 @@ def connect(bridge: LocalBridge) -> socket.socket:
     return raw
 
 
-def hello(bridge: LocalBridge, *, version: int = 1, token: bytes | None = None) -> bytes:
+def hello(bridge: LocalBridge, *, version: int = PROTOCOL_VERSION, token: bytes | None = None) -> bytes:
     return Writer().number("H", version).raw(token or bridge.token).frame(Request.HELLO, 1)
 
 
@@ -255,7 +255,7 @@ def received(raw: socket.socket) -> bytes:
     ("first", "words"),
     [
         (lambda bridge: hello(bridge, token=bytes(32)), b"not a worker"),
-        (lambda bridge: hello(bridge, version=99), b"speaks version 1, the worker 99"),
+        (lambda bridge: hello(bridge, version=99), b"speaks version 2, the worker 99"),
         (lambda _: Writer().frame(Request.COUNTERS, 1), b"say hello first"),
         (lambda bridge: hello(bridge)[:-1], b""),
         (lambda _: struct.pack("<I", (1 << 20) + 1), b""),

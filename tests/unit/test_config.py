@@ -33,6 +33,7 @@ def test_the_defaults_leave_ranks_and_shards_to_the_cluster() -> None:
         ({"ranks": (1, None)}, r"ranks is \(1, None\): give a number"),
         ({"ranks": (1, 4), "shards": 3}, "3 shards cannot be spread over 4 ranks"),
         ({"transport": "tcp"}, "transport is 'tcp': give one of auto, shm, blocks"),
+        ({"security": "off"}, "security is 'off': give one of auto, required"),
         ({"overlap": "always"}, "overlap is 'always': give True, False or 'auto'"),
         ({"overlap": 1}, "overlap is 1: give True, False or 'auto'"),
         ({"trace": True}, "trace is True: give the name of a file, or None"),

@@ -11,6 +11,7 @@ import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Self
 
@@ -121,7 +122,7 @@ class BridgeClient:
         """Connect and say hello.
 
         Raises:
-            BridgeError: refused, or of another version.
+            BridgeError: refused, or of another release of mizzle.
         """
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._tag = 0
@@ -132,12 +133,13 @@ class BridgeClient:
             undo.callback(self._socket.close)
             self._connect(path, deadline)
             hello = self.call(Request.HELLO, Writer().number("H", PROTOCOL_VERSION).raw(token), deadline)
+            self.executor_id = hello.text()
+            self.host = hello.text()
+            hello.number("H")  # of the executor's block service
+            self.host_id = hello.text()
+            self.directory = Path(hello.text())
+            _check_release(hello.text(), self.executor_id)
             undo.pop_all()
-        self.executor_id = hello.text()
-        self.host = hello.text()
-        hello.number("H")  # of the executor's block service
-        self.host_id = hello.text()
-        self.directory = Path(hello.text())
 
     def _connect(self, path: str, deadline: Deadline) -> None:
         # A Unix socket with a timeout of Python's does not wait while others are being accepted, it fails at once.
@@ -375,6 +377,18 @@ class BridgeClient:
     def close(self) -> None:
         """Close the connection; without `leave` before, peers are told that this rank is lost."""
         self._socket.close()
+
+
+def _check_release(bridge: str, executor_id: str) -> None:
+    try:
+        own = version("mizzle")
+    except PackageNotFoundError:  # shipped as bare modules: nobody knows
+        return
+    if bridge not in {"", own}:
+        raise BridgeError(
+            f"executor {executor_id} has mizzle {own}, the driver, whose bridge this is, {bridge}: let "
+            "spark.pyspark.python name an equal environment everywhere, or ship one with spark.archives"
+        )
 
 
 def _error(answer: Reader) -> MizzleError:

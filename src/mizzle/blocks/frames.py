@@ -10,7 +10,7 @@ from enum import IntEnum
 
 from mizzle.errors import BridgeError
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 MAX_FRAME_BYTES = 1 << 20
 PREFIX = struct.Struct("<IBI")
 ANSWER = 0x80

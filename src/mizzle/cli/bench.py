@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+import tempfile
 from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -15,6 +18,7 @@ from mizzle.cli.bench_scheduling import scheduling
 from mizzle.cli.bench_training import training
 from mizzle.cli.listed import listed, one_of
 from mizzle.cli.output import JsonFile, check_writable, write_json
+from mizzle.cli.profiles import Profile, secure_conf
 from mizzle.cli.quiet import quiet_session
 from mizzle.cli.sizes import format_size, parse_size
 from mizzle.cli.telling import telling
@@ -25,6 +29,7 @@ _TRANSPORTS = ("shm", "blocks")
 _SIZES_HELP = "Comma-separated sizes of a rank's array: B, KB (1024 bytes), MB (10^6), GB (10^9)."
 _TRANSPORTS_HELP = "mizzle's transports to measure, comma-separated: shm, blocks."
 _SYSTEMS_HELP = f"Who takes part, comma-separated: {', '.join(SYSTEMS)}."
+_SECURE_HELP = "Authenticate and encrypt Spark's connections: AES/GCM, or TLS. gloo's stay as they are, in the clear."
 _ROUNDS = 3
 _MB = 10**6
 
@@ -46,6 +51,7 @@ def allreduce(
     master: Annotated[
         str | None, typer.Option(help="Spark master.", show_default="local-cluster[WORKERS,1,MEMORY]")
     ] = None,
+    secure: Annotated[Profile, typer.Option(help=_SECURE_HELP)] = "none",
     json: JsonFile = None,
 ) -> None:
     """Time the all-reduce (sum) of fp32 arrays, one array a rank, one torch thread a rank.
@@ -73,8 +79,10 @@ def allreduce(
         rounds=_ROUNDS,
     )
     console = Console()
-    with quiet_session(master or default_master(plan), conf=_conf(plan)) as spark, telling(console) as tell:
-        records = bench_all_reduce(spark, plan, tell)
+    with tempfile.TemporaryDirectory(prefix="mizzle-keys-") as keys, ExitStack() as stack:
+        conf = _conf(plan) | secure_conf(secure, Path(keys))
+        spark = stack.enter_context(quiet_session(master or default_master(plan), conf=conf))
+        records = bench_all_reduce(spark, plan, stack.enter_context(telling(console)))
     write_json(json, [record.as_dict() for record in records])
     console.print(table(records))
     wrong = [f"{r.system} ({r.transport}) at {format_size(r.bytes)}" for r in records if not r.verified]

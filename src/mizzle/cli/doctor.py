@@ -17,12 +17,12 @@ from mizzle.cli import verdicts
 from mizzle.cli.java import find_java
 from mizzle.cli.output import JsonFile, check_writable, write_json
 from mizzle.cli.quiet import quiet_session
-from mizzle.cli.security import judge_security
 from mizzle.cli.verdicts import Finding
 from mizzle.config import Transport
 from mizzle.errors import ConfigError, MizzleError
 from mizzle.spark import probe
-from mizzle.spark.driver import task_slots
+from mizzle.spark.driver import DriverSide, task_slots
+from mizzle.spark.security import protection_of
 from mizzle.spark.session import spark_conf
 
 _START_S = 30.0
@@ -75,13 +75,14 @@ def _bridge_jar() -> Finding:
 
 def _examine_session(spark: SparkSession) -> Iterator[Finding]:
     context = spark.sparkContext
+    DriverSide(context).is_first_warning()  # the table says it
     bridges, expected = probe.await_bridges(context, Deadline.after(_START_S))
     yield verdicts.judge_bridges(list(bridges), expected)
     slots = task_slots(context)
     yield verdicts.judge_slots(slots)
     if not bridges or not slots:
         return
-    executors = probe.inspect_executors(spark, min(slots, max(2, len(bridges)), _MAX_RANKS), bridges)
+    executors = probe.inspect_executors(spark, min(slots, max(2, len(bridges)), _MAX_RANKS))
     yield verdicts.judge_arena(executors)
     yield from verdicts.judge_versions(probe.driver_versions(), executors)
     if slots >= 2:
@@ -89,7 +90,7 @@ def _examine_session(spark: SparkSession) -> Iterator[Finding]:
         yield _try_transport(spark, "shm", one_host=one_host)
         yield _try_transport(spark, "blocks", one_host=one_host)
     conf = context.getConf().get
-    yield judge_security(conf, [address for facts in executors for address in facts.addresses])
+    yield verdicts.judge_protection(protection_of(context, DriverSide(context)))
     yield verdicts.judge_speculation(conf)
     yield verdicts.judge_locality(conf)
     yield verdicts.judge_dynamic_allocation(conf)

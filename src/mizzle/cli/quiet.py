@@ -20,7 +20,7 @@ from pyspark.sql import SparkSession
 
 from mizzle.cli.java import require_java
 from mizzle.errors import ConfigError
-from mizzle.spark.session import session, spark_conf
+from mizzle.spark.session import open_settings, session, spark_conf
 
 _LOOPBACK = "127.0.0.1"
 _QUIET = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false"}
@@ -46,7 +46,7 @@ def quiet_session(
     settings = _QUIET | (_loopback_settings(master) if loopback else {}) | dict(conf or {})
     try:
         with log.open("ab") as stream:
-            jvm = _launch(spark_conf(settings), stream)
+            jvm = _launch(open_settings(spark_conf(settings)), stream)
         if loopback and is_embedded(master):
             # The executors of a local-cluster bind to the machine's name, and no setting but the environment's
             # SPARK_LOCAL_HOSTNAME says another; this is where Spark keeps it.

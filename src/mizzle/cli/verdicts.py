@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import ipaddress
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from mizzle.cli.java import OLDEST_JAVA, Java
 from mizzle.cli.sizes import format_size
 from mizzle.spark.probe import ARENA_BYTES, ExecutorFacts
+from mizzle.spark.security import Conf, Protection
 
 SPARK_RANGE = ((4, 3), (4, 4))
 """The bridge uses interfaces of the BlockManager that are not public: from the first, before the second."""
-
-Conf = Callable[[str], str | None]
-"""A setting of the session by name, None where it is not set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,6 +130,11 @@ def _release(what: str, version: str) -> str:
     return version.rpartition(".")[0] if what == "python" else version
 
 
+def judge_protection(found: Protection) -> Finding:
+    """Who can reach the blocks."""
+    return Finding("security", "ok" if found.is_enough else "warn", found.seen, found.remedy)
+
+
 def judge_speculation(conf: Conf) -> Finding:
     """A second copy of a rank would only be refused."""
     if conf("spark.speculation") == "true":
@@ -169,8 +171,3 @@ def judge_dynamic_allocation(conf: Conf) -> Finding:
 def format_bytes(count: int) -> str:
     """Bytes for people, 2.0 GiB."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
-
-
-def is_loopback(address: str) -> bool:
-    """Whether an address can be reached from its own machine only."""
-    return ipaddress.ip_address(address).is_loopback

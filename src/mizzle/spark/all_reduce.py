@@ -11,12 +11,13 @@ import torch
 from pyspark import RDD
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.config import Transport
+from mizzle.config import Security, Transport
 from mizzle.errors import CollectiveMismatch, ConfigError, MizzleError
 from mizzle.spark.driver import DriverSide, await_slots, task_slots
 from mizzle.spark.groups import DEFAULT_TIMEOUT_S, run_job
 from mizzle.spark.orders import JoinTerms
 from mizzle.spark.placement import neighbours
+from mizzle.spark.security import check_security
 from mizzle.spark.worker import GroupJob, RankContext
 
 Op = Literal["sum", "mean", "max", "min"]
@@ -35,6 +36,7 @@ def all_reduce(
     *,
     transport: Transport = "auto",
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    security: Security = "auto",
 ) -> Any:  # noqa: ANN401 - an array of the kind that went in
     """Reduce the arrays of an RDD to one: drop-in for ``rdd.treeReduce`` on arrays, without a shuffle.
 
@@ -47,13 +49,15 @@ def all_reduce(
         op: "sum", "mean" (over all arrays), "max" or "min".
         transport: "auto", "shm" or "blocks".
         timeout_s: deadline of the exchange.
+        security: as in `mizzle.RunConfig`.
 
     Returns:
         The result at the driver, of the arrays' kind, shape and dtype.
 
     Raises:
         CollectiveMismatch: shapes or dtypes differ; names the ranks, or the partition.
-        ConfigError: the RDD is empty, its elements are no arrays, or op is none of the above.
+        ConfigError: the RDD is empty, its elements are no arrays, op is none of the above, or the session does not
+            protect its blocks and security is "required".
         PeerLost: an executor died meanwhile; call it again.
     """
     if not isinstance(rdd, RDD):
@@ -64,6 +68,7 @@ def all_reduce(
     driver = DriverSide(context)
     if op not in ("sum", "mean", "max", "min"):
         raise ConfigError(f"op is {op!r}: give sum, mean, max or min")
+    check_security(context, driver, security)
     await_slots(context, 1, Deadline.after(timeout_s))
     num_shards = rdd.getNumPartitions()
     if num_shards == 0:

@@ -53,8 +53,21 @@ class DriverSide:
 
     def hosts(self) -> dict[str, str]:
         """Spark's name of the host of every executor, by executor id."""
-        return {executor: dict(part.split("=", 1) for part in told.split())["host"]
-                for executor, told in self.bridges().items()}  # fmt: skip
+        return {executor: _told(line)["host"] for executor, line in self.bridges().items()}
+
+    def listens(self) -> list[str]:
+        """Addresses that block managers listen on: the driver's, and those of the executors that have reported.
+
+        Empty where one of them cannot tell.
+        """
+        told = [_told(line).get("listens", "") for line in self.bridges().values()]
+        by_process = [list(map(str, self._side.exposure().addresses())), *(one.split(",") for one in told)]
+        found = [address for of_one in by_process for address in of_one or [""]]
+        return found if all(found) else []
+
+    def is_first_warning(self) -> bool:
+        """Whether nobody has asked this in the application before."""
+        return bool(self._side.exposure().isFirst())
 
     def why_removed(self, executor: str) -> str:
         """What Spark said when it removed that executor; "" if it lives, or nothing is known."""
@@ -63,6 +76,11 @@ class DriverSide:
     def messages(self) -> int:
         """How many questions the bridges have asked the driver so far."""
         return int(self._side.messages())
+
+
+def _told(line: str) -> dict[str, str]:
+    """What a bridge has said of itself, by name."""
+    return dict(part.split("=", 1) for part in line.split())
 
 
 def task_slots(context: SparkContext) -> int:

@@ -14,13 +14,14 @@ from pyspark import RDD, SparkContext, cloudpickle
 from pyspark.sql import SparkSession
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.config import Transport
+from mizzle.config import Security, Transport
 from mizzle.errors import CollectiveTimeout, ConfigError, ModelError
 from mizzle.spark.driver import DriverSide, await_slots, classic_context, has_dynamic_allocation, task_slots
 from mizzle.spark.jobs import RunJobs
 from mizzle.spark.orders import JoinTerms
 from mizzle.spark.outcome import Outcome, raise_cause
 from mizzle.spark.placement import drain
+from mizzle.spark.security import check_security
 from mizzle.spark.worker import GroupJob, RankContext, run_rank
 
 DEFAULT_TIMEOUT_S = 60.0
@@ -128,6 +129,7 @@ def run_group(
     ranks: int,
     transport: Transport = "auto",
     timeout_s: float = DEFAULT_TIMEOUT_S,
+    security: Security = "auto",
 ) -> list[Any]:
     """Run ``fn(ctx)`` in ``ranks`` tasks at once, with collectives between them.
 
@@ -138,12 +140,13 @@ def run_group(
         ranks: how many, at most the cluster's task slots.
         transport: "auto", "shm" or "blocks".
         timeout_s: deadline of each collective.
+        security: as in `mizzle.RunConfig`.
 
     Returns:
         What ``fn`` returned, by rank.
 
     Raises:
-        ConfigError: more ranks than task slots.
+        ConfigError: more ranks than task slots, or the session does not protect its blocks and security is "required".
         ModelError: ``fn`` cannot be sent to the executors.
         TaskFailed: ``fn`` raised; the message carries rank, executor and traceback. An error of mizzle's own that
             ``fn`` did not catch (`CollectiveMismatch`, ...) is raised as it is.
@@ -152,6 +155,7 @@ def run_group(
         raise ConfigError(f"ranks is {ranks}: give at least 1")
     context = classic_context(spark)
     driver = DriverSide(context)
+    check_security(context, driver, security)
     body = _Body(fn)
     await_ranks(context, driver, ranks, timeout_s)
     with driver.run() as run:

@@ -26,6 +26,7 @@ from mizzle.spark.driver import DriverSide, classic_context, default_ranks
 from mizzle.spark.groups import await_ranks, refuse_broadcasts, shipped
 from mizzle.spark.placement import neighbours
 from mizzle.spark.runner import GroupRunner, Staff
+from mizzle.spark.security import check_security
 from mizzle.spark.step import FinishSteps, StepContext, StepFunction, StepOrder, StepReport, StepWork
 from mizzle.spark.validate import check_dataframe
 from mizzle.training.columns import Columns
@@ -102,7 +103,8 @@ def iterate(
         spark: the session, where ``data`` is None.
 
     Raises:
-        ConfigError: an argument is wrong, or there are more ranks than task slots.
+        ConfigError: an argument is wrong, there are more ranks than task slots, or ``run.security`` is "required" in a
+            session that does not protect its blocks.
         DataError: a row of the DataFrame has a null, or a number that is not finite.
         ModelError: a function cannot be sent to the executors.
         TaskFailed: a function failed; has rank, executor and traceback. mizzle's own errors are raised as they are.
@@ -164,6 +166,7 @@ class _Plan:
 
 def _iterate(context: SparkContext, data: object, plan: _Plan) -> IterationResult:
     driver, layout = DriverSide(context), plan.layout
+    check_security(context, driver, layout.security)
     size = _ranks(context, driver, data, layout)
     rows = neighbours(data, size) if isinstance(data, RDD) else None
     with driver.run() as run, ExitStack() as stack:
@@ -235,6 +238,7 @@ def _ranks(context: SparkContext, driver: DriverSide, data: object, layout: RunC
             raise ConfigError(f"an RDD of {partitions} partitions cannot be spread over {wanted} ranks")
         size = min(size, partitions)
     await_ranks(context, driver, size, layout.timeout_s)
+    check_security(context, driver, layout.security)  # now all executors have told where they listen
     return size
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ipaddress
 import platform
 import threading
-from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,7 +21,6 @@ from mizzle.spark.worker import RankContext
 
 ARENA_BYTES = 64 * 10**6
 _ELEMENTS = 100_003
-_LISTENING = "0A"
 _UNLIMITED = 1 << 60
 """cgroup v1 says "no limit" with a number near 2**63."""
 _LOOK_AGAIN_S = 0.05
@@ -40,7 +37,6 @@ class ExecutorFacts:
         python: version of its Python workers, "3.11.2".
         torch: version of torch there.
         mizzle: version of mizzle there.
-        addresses: where its block manager listens; empty when the system does not tell.
         arena_error: why `ARENA_BYTES` of arena could not be had; empty when they could.
         memory_limit: bytes that the container may use, None without a limit.
     """
@@ -51,7 +47,6 @@ class ExecutorFacts:
     python: str
     torch: str
     mizzle: str
-    addresses: tuple[str, ...]
     arena_error: str
     memory_limit: int | None
 
@@ -76,10 +71,9 @@ def await_bridges(context: SparkContext, deadline: Deadline) -> tuple[dict[str, 
         paused.wait(min(_LOOK_AGAIN_S, deadline.remaining_s()))
 
 
-def inspect_executors(spark: SparkSession, ranks: int, bridges: Mapping[str, str]) -> list[ExecutorFacts]:
+def inspect_executors(spark: SparkSession, ranks: int) -> list[ExecutorFacts]:
     """Look at the executors that ``ranks`` ranks come to lie on; Spark spreads them over all."""
-    ports = {executor: int(_told(line)["port"]) for executor, line in bridges.items() if "port" in _told(line)}
-    seen = run_group(spark, _Inspect(ports), ranks=ranks)
+    seen = run_group(spark, _inspect, ranks=ranks)
     return list({facts.executor_id: facts for facts in seen}.values())
 
 
@@ -92,30 +86,18 @@ def try_all_reduce(spark: SparkSession, transport: Transport) -> bool:
     return all(run_group(spark, _reduces_exactly, ranks=2, transport=transport))
 
 
-def _told(line: str) -> dict[str, str]:
-    return dict(part.split("=", 1) for part in line.split() if "=" in part)
-
-
-@dataclass(frozen=True, slots=True)
-class _Inspect:
-    """The look of one rank; ``ports`` are those of the block managers, by executor."""
-
-    ports: Mapping[str, int]
-
-    def __call__(self, context: RankContext) -> ExecutorFacts:
-        port = self.ports.get(context.executor_id)
-        tables = [_read(Path("/proc/net") / name) for name in ("tcp", "tcp6")]
-        facts = ExecutorFacts(
-            executor_id=context.executor_id,
-            host=context.host,
-            host_id=context.host_id,
-            addresses=() if port is None else tuple(listeners("\n".join(tables), port)),
-            arena_error=_try_arena(context),
-            memory_limit=memory_limit(_read(Path("/proc/self/cgroup")), Path("/sys/fs/cgroup")),
-            **driver_versions(),
-        )
-        context.barrier()
-        return facts
+def _inspect(context: RankContext) -> ExecutorFacts:
+    """The look of one rank."""
+    facts = ExecutorFacts(
+        executor_id=context.executor_id,
+        host=context.host,
+        host_id=context.host_id,
+        arena_error=_try_arena(context),
+        memory_limit=memory_limit(_read(Path("/proc/self/cgroup")), Path("/sys/fs/cgroup")),
+        **driver_versions(),
+    )
+    context.barrier()
+    return facts
 
 
 def _reduces_exactly(context: RankContext) -> bool:
@@ -137,26 +119,6 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="ascii")
     except OSError:
         return ""
-
-
-def listeners(table: str, port: int) -> list[str]:
-    """Addresses that a port is listened on, from lines of ``/proc/net/tcp`` and ``tcp6``."""
-    found = set()
-    for line in table.splitlines():
-        fields = line.split()
-        address, _, hex_port = fields[1].partition(":") if len(fields) > 3 else ("", "", "")
-        if hex_port and fields[3] == _LISTENING and int(hex_port, 16) == port:
-            found.add(_decode(address))
-    return sorted(found)
-
-
-def _decode(address: str) -> str:
-    """An address as the kernel prints it, in words of four bytes, each in the machine's (little-endian) order."""
-    raw = bytes.fromhex(address)
-    swapped = b"".join(raw[start : start + 4][::-1] for start in range(0, len(raw), 4))
-    ip = ipaddress.ip_address(swapped)
-    mapped = ip.ipv4_mapped if isinstance(ip, ipaddress.IPv6Address) else None
-    return str(mapped or ip)
 
 
 def memory_limit(groups: str, root: Path) -> int | None:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from py4j.protocol import Py4JJavaError
-from pyspark import SparkContext
+from pyspark import SparkConf, SparkContext
 from pyspark.sql import SparkSession
 
 from mizzle.errors import BridgeMissing, ConfigError
 
 PLUGIN = "org.mizzle.bridge.MizzlePlugin"
+_SECRET = re.compile("secret|password|token", re.IGNORECASE)
+"""Names of settings that Spark itself does not show (the default of spark.redaction.regex)."""
 _JAR = Path(__file__).parent / "jars" / "mizzle-bridge.jar"
 
 
@@ -50,6 +53,11 @@ def _with(listed: str, item: str) -> str:
     return ",".join(items if item in items else [*items, item])
 
 
+def open_settings(settings: Mapping[str, str]) -> dict[str, str]:
+    """Those that may stand on a command line, which every user of a machine can read."""
+    return {name: value for name, value in settings.items() if not _SECRET.search(name)}
+
+
 def session(
     master: str | None = None, *, app_name: str = "mizzle", conf: Mapping[str, str] | None = None
 ) -> SparkSession:
@@ -58,7 +66,7 @@ def session(
     Args:
         master: Spark's master URL; None leaves it to spark-submit or the defaults file.
         app_name: the application's name.
-        conf: further settings; they win over mizzle's.
+        conf: further settings; they win over mizzle's. Secrets and passwords in it are kept off command lines.
 
     Raises:
         BridgeMissing: a session without the plugin runs already, or did in this process: a plugin cannot be added
@@ -71,7 +79,9 @@ def session(
             f"a Spark session with master {running.master!r} runs already, so master={master!r} would be ignored: "
             "stop it first (spark.stop()), or call mizzle.session() to use it"
         )
-    builder = SparkSession.builder.appName(app_name).config(map=dict(spark_conf(conf)))
+    settings = spark_conf(conf)
+    _launch_without_secrets(settings | {"spark.app.name": app_name} | ({"spark.master": master} if master else {}))
+    builder = SparkSession.builder.appName(app_name).config(map=dict(settings))
     if master is not None:
         builder = builder.master(master)
     spark = _start(builder)
@@ -80,6 +90,14 @@ def session(
         # The workers of an embedded Spark run the Python that runs this, not the first one on the PATH.
         spark.sparkContext.pythonExec = sys.executable
     return spark
+
+
+def _launch_without_secrets(settings: Mapping[str, str]) -> None:
+    """PySpark starts its JVM with all settings as arguments: here without secrets, which follow through the gateway."""
+    shown = open_settings(settings)
+    if len(shown) < len(settings):
+        conf = SparkConf(loadDefaults=False).setAll([*shown.items()])
+        SparkContext._ensure_initialized(conf=conf)  # noqa: SLF001 - no other way
 
 
 def _start(builder: SparkSession.Builder) -> SparkSession:

@@ -28,6 +28,7 @@ from mizzle.spark.fit import VALIDATION, FitPlan, Fitted, run_fit
 from mizzle.spark.groups import await_ranks, refuse_broadcasts, shipped
 from mizzle.spark.progress import TrainingProgress
 from mizzle.spark.saving import CHECKPOINT, Origin, Saving, open_store, shards_of
+from mizzle.spark.security import check_security
 from mizzle.spark.validate import CheckedFrame, check_dataframe
 from mizzle.training.clipping import ClipByNorm, ClipByValue
 from mizzle.training.columns import Columns
@@ -206,7 +207,8 @@ class Trainer:
         Raises:
             DataError: names column, partition and row; nothing was started.
             ModelError: the model or loss fails on the first rows; nothing was started.
-            ConfigError: more ranks than task slots, or a session without mizzle's plugin.
+            ConfigError: more ranks than task slots, a session without mizzle's plugin, or one that does not protect its
+                blocks where ``RunConfig.security`` is "required".
             NotFiniteError: names the iteration, and shard and parameter.
             PeerLost: executors or ranks' processes ended again and again at the same boundary.
             StateLost: all copies of a state are lost, and there is no checkpoint to go back to.
@@ -240,6 +242,7 @@ class Trainer:
             check_trace_file(Path(self._run.trace))
         context = classic_context(df.sparkSession)
         driver = DriverSide(context)
+        check_security(context, driver, self._run.security)
         store = None if self._checkpoints is None else open_store(self._checkpoints, resume)
         checked, held_out = check(df), None
         if validation is not None:
@@ -322,6 +325,7 @@ class Trainer:
             there = max(least, min(most, task_slots(context)))
             found = _Layout(there, least, most, shards or most)
         await_ranks(context, driver, found.ranks, self._run.timeout_s)
+        check_security(context, driver, self._run.security)  # now all executors have told where they listen
         return found
 
     def _schedule(self) -> HyperSchedule:

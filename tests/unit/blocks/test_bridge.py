@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from importlib.metadata import version
 from pathlib import Path
 from threading import Thread
 
@@ -21,7 +22,7 @@ from mizzle.blocks.frames import ANSWER, ERROR, PREFIX, Reader, Request, Writer
 from mizzle.blocks.ids import BlockId, Kind
 from mizzle.blocks.notes import CONTROL, control_bytes
 from mizzle.blocks.transfer import TransferStore
-from mizzle.errors import BridgeLost, CollectiveTimeout, Recoverable
+from mizzle.errors import BridgeError, BridgeLost, CollectiveTimeout, Recoverable
 
 BLOCK = BlockId(RUN, 0, 0, 0, Kind.RESULT, slice=1, source=1)
 TIMEOUT_S = 0.05
@@ -30,10 +31,11 @@ TIMEOUT_S = 0.05
 class Bridge:
     """The other end of a connection, with its hello said."""
 
-    def __init__(self, listener: socket.socket) -> None:
+    def __init__(self, listener: socket.socket, release: str = "") -> None:
         self._socket, _ = listener.accept()
         _, tag, _ = self.read()
-        self.send(Request.HELLO | ANSWER, tag, Writer().text("7").text("host").number("H", 1).text("id").text("/d"))
+        body = Writer().text("7").text("host").number("H", 1).text("id").text("/d").text(release)
+        self.send(Request.HELLO | ANSWER, tag, body)
 
     def read(self) -> tuple[int, int, Reader]:
         """Type, tag and body of the next request."""
@@ -55,20 +57,22 @@ class Bridge:
 
 
 @contextmanager
-def connected(directory: Path) -> Iterator[tuple[Bridge, BridgeClient]]:
+def connected(directory: Path, release: str = "") -> Iterator[tuple[Bridge, BridgeClient]]:
     """A bridge and a worker."""
     path = str(directory / "bridge")
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         listener.listen()
         accepted: list[Bridge] = []
-        thread = Thread(target=lambda: accepted.append(Bridge(listener)))
+        thread = Thread(target=lambda: accepted.append(Bridge(listener, release)))
         thread.start()
-        client = BridgeClient(path, bytes(32), Deadline.after(5))
-        thread.join(5)
-    yield accepted[0], client
-    accepted[0].close()
-    client.close()
+        try:
+            with BridgeClient(path, bytes(32), Deadline.after(5)) as client:
+                thread.join(5)
+                yield accepted[0], client
+        finally:
+            thread.join(5)
+            accepted[0].close()
 
 
 def store(client: BridgeClient) -> TransferStore:
@@ -76,6 +80,18 @@ def store(client: BridgeClient) -> TransferStore:
     arena = BridgeArena([control], lambda *_: (0, ""), Path("/"))
     membership = Membership(RUN, 0, 0, (Peer(0, "id", "", "a"), Peer(1, "id", "", "b")))
     return TransferStore(client, arena, membership, TIMEOUT_S)
+
+
+@pytest.mark.parametrize("release", ["", version("mizzle")])
+def test_a_bridge_of_the_same_or_of_an_unknown_release_is_served(tmp_path: Path, release: str) -> None:
+    with connected(tmp_path, release) as (_, client):
+        assert client.executor_id == "7"
+
+
+def test_a_worker_of_another_release_than_its_bridge_goes_no_further_than_hello(tmp_path: Path) -> None:
+    said = rf"executor 7 has mizzle {version('mizzle')}, the driver, whose bridge this is, 0\.0\.9: let spark.pyspark"
+    with pytest.raises(BridgeError, match=said), connected(tmp_path, "0.0.9"):
+        pass
 
 
 def test_what_is_sent_together_leaves_at_the_end_or_with_a_wait(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from mizzle.blocks.arena import MappedRegion
 from mizzle.blocks.bridge import _error, rank_list
-from mizzle.blocks.frames import ANSWER, ERROR, MAX_FRAME_BYTES, PREFIX, Reader, Request, Writer
+from mizzle.blocks.frames import ANSWER, ERROR, MAX_FRAME_BYTES, PREFIX, PROTOCOL_VERSION, Reader, Request, Writer
 from mizzle.blocks.ids import HEADER_BYTES, BlockId, DType, Header, Kind
 from mizzle.blocks.residence import Order, OrderKind, read_order
 from mizzle.blocks.store import Span
@@ -43,7 +43,7 @@ def span() -> Span:
 
 
 FRAMES: dict[str, Callable[[], bytes]] = {
-    "hello": lambda: Writer().number("H", 1).raw(bytes(range(32))).frame(Request.HELLO, 1),
+    "hello": lambda: Writer().number("H", PROTOCOL_VERSION).raw(bytes(range(32))).frame(Request.HELLO, 1),
     "claim": lambda: Writer().text(RUN).number("i", -1).frame(Request.CLAIM, 2),
     "region": lambda: Writer().text("weights").text("/proc/1/fd/2").number("Q", 1 << 33).frame(Request.REGION, 3),
     "join": lambda: (
@@ -97,8 +97,8 @@ def test_block_names_are_spelt_as_java_spells_them() -> None:
 
 def test_answers_are_read_as_the_golden_files_have_them() -> None:
     hello = body("hello_answer", Request.HELLO | ANSWER, 1)
-    assert (hello.text(), hello.text(), hello.number("H"), hello.text(), hello.text()) == (
-        "7", "host", 40404, "id", "/d",
+    assert (hello.text(), hello.text(), hello.number("H"), *(hello.text() for _ in range(3))) == (
+        "7", "host", 40404, "id", "/d", "0.1.0",
     )  # fmt: skip
     fetched = body("fetch_answer", Request.FETCH | ANSWER, 6)
     assert (Header.unpack(fetched.raw(HEADER_BYTES)), fetched.blob()) == (SMALL, b"meta")

@@ -38,7 +38,17 @@ def test_the_version_is_that_of_the_package() -> None:
         (("bench",), ["allreduce"]),
         (
             ("bench", "allreduce"),
-            ["--workers", "--sizes", "--transports", "--systems", "--repeats", "--warmup", "--master", "--json"],
+            [
+                "--workers",
+                "--sizes",
+                "--transports",
+                "--systems",
+                "--repeats",
+                "--warmup",
+                "--master",
+                "--secure",
+                "--json",
+            ],
         ),
     ],
 )

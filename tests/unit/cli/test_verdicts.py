@@ -10,15 +10,16 @@ from mizzle.cli import verdicts
 from mizzle.cli.java import Java
 from mizzle.cli.verdicts import Finding
 from mizzle.spark.probe import ExecutorFacts
+from mizzle.spark.security import Conf
 
 EXECUTOR = ExecutorFacts(
     executor_id="0", host="a", host_id="boot/pid", python="3.11.2", torch="2.13.0", mizzle="0.1.0",
-    addresses=("127.0.0.1",), arena_error="", memory_limit=None,
+    arena_error="", memory_limit=None,
 )  # fmt: skip
 DRIVER = {"python": "3.11.7", "torch": "2.13.0", "mizzle": "0.1.0"}
 
 
-def conf_of(**settings: str) -> verdicts.Conf:
+def conf_of(**settings: str) -> Conf:
     """Settings with ``__`` for a dot."""
     named = {name.replace("__", "."): value for name, value in settings.items()}
     return named.get

@@ -23,7 +23,7 @@ import org.slf4j.LoggerFactory;
  */
 final class Bridge implements Closeable {
   /** Both sides say it in the first frame; other versions are refused. */
-  static final int PROTOCOL_VERSION = 1;
+  static final int PROTOCOL_VERSION = 2;
   private static final Logger LOG = LoggerFactory.getLogger(Bridge.class);
   /** How long a process without a run is kept for the next one. */
   private static final String RESIDENT_IDLE = "spark.mizzle.residentIdle";

@@ -44,6 +44,7 @@ public final class DriverSide implements DriverPlugin {
   private final LongAdder leases = new LongAdder();
   /** Looks who is silent, so that {@link Pulse} knows its own pauses. */
   private final ScheduledExecutorService watch = Threads.scheduler("mizzle-watch");
+  private final Exposure exposure = new Exposure();
 
   /** The driver's half of the running application, or null when the plugin was not loaded. */
   public static DriverSide current() {
@@ -164,6 +165,10 @@ public final class DriverSide implements DriverPlugin {
   /** What Spark said when it removed an executor; empty: it has not. */
   public String whyRemoved(String executorId) {
     return roster.whyRemoved(executorId);
+  }
+
+  public Exposure exposure() {
+    return exposure;
   }
 
   /** How many questions the bridges have asked so far, those for leases left out. */

@@ -11,14 +11,17 @@ import java.util.List;
 record Join(Group group, int size, int wanted, List<Integer> preferred, long nonce,
     String executorId, String host, int port, String hostId, String control) {
 
+  /** Its table must fit into a frame; and a joiner hangs three bells for each before it is known. */
+  static final int MOST_RANKS = 4096;
+
   /** Answers of the driver. */
   static final int PENDING = 0;
   static final int TABLE = 1;
   static final int REFUSED = 2;
 
-  /** Whether the wanted rank (-1: any) is one of the group. */
+  /** Whether there can be such a group, and the wanted rank (-1: any) is one of it. */
   boolean isPossible() {
-    return size > 0 && wanted >= -1 && wanted < size;
+    return size > 0 && size <= MOST_RANKS && wanted >= -1 && wanted < size;
   }
 
   byte[] encode() {

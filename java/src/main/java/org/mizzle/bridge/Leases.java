@@ -62,7 +62,8 @@ final class Leases implements Closeable {
       return;
     }
     String description = "host=" + blocks.host() + " port=" + blocks.port()
-        + " pid=" + ProcessHandle.current().pid() + " host_id=" + bridge.hostId();
+        + " pid=" + ProcessHandle.current().pid() + " host_id=" + bridge.hostId()
+        + " listens=" + String.join(",", Listening.on(blocks.port()));
     tell(thread, HELLO_PERIOD_MS, () -> bridge.driver().hello(blocks.executorId(), description));
   }
 

@@ -106,7 +106,7 @@ final class Session implements Runnable {
     trusted = true;
     answer(frame, new Frame.Builder().string(bridge.blocks().executorId())
         .string(bridge.blocks().host()).u16(bridge.blocks().port()).string(bridge.hostId())
-        .string(bridge.directory().toString()));
+        .string(bridge.directory().toString()).string(MizzlePlugin.RELEASE));
   }
 
   private void dispatch(Frame frame) throws BridgeException, IOException {

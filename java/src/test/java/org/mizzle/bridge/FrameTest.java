@@ -35,7 +35,7 @@ final class FrameTest {
   void requestsAreReadAsTheGoldenFilesHaveThem() throws IOException {
     Frame hello = frame("hello");
     equal(Session.HELLO, hello.type);
-    equal(1, (int) hello.body.getShort());
+    equal(Bridge.PROTOCOL_VERSION, (int) hello.body.getShort());
     equal(31, (int) hello.bytes(32)[31]);
     Frame region = frame("region");
     equal(Session.REGION, region.type);
@@ -96,7 +96,7 @@ final class FrameTest {
 
   void answersAreWrittenAsTheGoldenFiles() throws IOException {
     equal(golden("hello_answer"), bytes(new Frame.Builder().string("7").string("host").u16(40404)
-        .string("id").string("/d").frame(Session.HELLO | Session.ANSWER, 1)));
+        .string("id").string("/d").string("0.1.0").frame(Session.HELLO | Session.ANSWER, 1)));
     byte[] header = Arrays.copyOf(golden("block_small"), 64);
     equal(golden("fetch_answer"), bytes(new Frame.Builder().raw(header)
         .string("meta").frame(Session.FETCH | Session.ANSWER, 6)));
