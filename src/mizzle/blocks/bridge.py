@@ -16,7 +16,18 @@ from typing import Self
 
 from mizzle.blocks.arena import BridgeArena, open_region
 from mizzle.blocks.deadline import Deadline
-from mizzle.blocks.frames import ANSWER, ERROR, MAX_FRAME_BYTES, PREFIX, PROTOCOL_VERSION, Reader, Request, Writer
+from mizzle.blocks.frames import (
+    ANSWER,
+    ERROR,
+    LEAST_FRAME_BYTES,
+    MAX_FRAME_BYTES,
+    PREFIX,
+    PROTOCOL_VERSION,
+    Reader,
+    Request,
+    Writer,
+    is_intact,
+)
 from mizzle.errors import (
     ArenaError,
     BlockExists,
@@ -232,11 +243,13 @@ class BridgeClient:
         """Take in one frame; false if the deadline came first. What has come of a frame is kept."""
         if not self._fill(PREFIX.size, deadline):
             return False
-        length, kind, tag = PREFIX.unpack_from(self._received)
-        if not PREFIX.size - 4 <= length <= MAX_FRAME_BYTES:
-            raise BridgeError(f"the bridge sent a frame of {length} bytes")
+        length, kind, tag, _ = PREFIX.unpack_from(self._received)
+        if not LEAST_FRAME_BYTES <= length <= MAX_FRAME_BYTES:
+            raise BridgeLost(f"the bridge sent a frame of {length} bytes: its connection is of no use any more")
         if not self._fill(4 + length, deadline):
             return False
+        if not is_intact(self._received):
+            raise BridgeLost(f"a frame of {length} bytes from the bridge fails its CRC32C: the connection is given up")
         body = bytes(self._received[PREFIX.size : 4 + length])
         del self._received[: 4 + length]
         if tag & _SILENT:

@@ -37,8 +37,8 @@ class Bridge:
 
     def read(self) -> tuple[int, int, Reader]:
         """Type, tag and body of the next request."""
-        length, kind, tag = PREFIX.unpack(self._socket.recv(PREFIX.size, socket.MSG_WAITALL))
-        return kind, tag, Reader(self._socket.recv(length - 5, socket.MSG_WAITALL))
+        length, kind, tag, _ = PREFIX.unpack(self._socket.recv(PREFIX.size, socket.MSG_WAITALL))
+        return kind, tag, Reader(self._socket.recv(length - 9, socket.MSG_WAITALL))
 
     def send(self, kind: int, tag: int, body: Writer) -> None:
         """A frame."""
