@@ -140,7 +140,7 @@ final class Admission {
       table.string();
     }
     member.admit(own, peers);
-    arena.assign(own);
+    arena.assign(own, member.group.generation());
     bridge.runs().supersede(member.group);
     connectAll();
   }
