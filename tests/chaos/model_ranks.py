@@ -21,12 +21,13 @@ from greenlet import GreenletExit, getcurrent, greenlet
 
 from mizzle.blocks.ids import BlockId
 from mizzle.blocks.island import islands_of
-from mizzle.blocks.memory import MemoryFabric, MemoryRegion
+from mizzle.blocks.memory import MemoryFabric
 from mizzle.collectives.communicator import Communicator
 from mizzle.errors import Fenced, MizzleError, Recoverable, StateLost
 from mizzle.scheduling.seats import Seat
 from mizzle.spark.boundary import Keeper, State
 from mizzle.spark.orders import Committed
+from unit.spark.keepers import KeptArena
 
 RUN = "0123456789abcdef" * 2
 SHARDS, GROUP = 4, 2
@@ -59,30 +60,13 @@ def packed(values: Values) -> bytes:
     return json.dumps(sorted(values.items())).encode()
 
 
-@dataclass(eq=False)
-class Arena:
+class Arena(KeptArena):
     """Memory in an executor that outlives the process that holds it."""
 
-    rank: int = -1
-    label: bytes = b""
-    labelled_in: int = -1
-    holder: Process | None = None
-    regions: dict[str, MemoryRegion] = field(default_factory=dict)
-
-    def region(self, name: str, num_bytes: int) -> MemoryRegion:
-        """As `mizzle.blocks.arena.Arena.region`."""
-        if name not in self.regions or len(self.regions[name].buffer) < num_bytes:
-            self.regions[name] = MemoryRegion(name, num_bytes)
-        return self.regions[name]
-
-    def renew(self, name: str, num_bytes: int) -> MemoryRegion:
-        """As `mizzle.blocks.arena.Arena.renew`."""
-        self.regions[name] = MemoryRegion(name, num_bytes)
-        return self.regions[name]
-
-    def find(self, name: str) -> MemoryRegion | None:
-        """The region of that name, if there is one."""
-        return self.regions.get(name)
+    def __init__(self) -> None:
+        super().__init__()
+        self.rank, self.labelled_in = -1, -1
+        self.holder: Process | None = None
 
 
 @dataclass(eq=False)

@@ -1,0 +1,92 @@
+"""States at a boundary, between ranks as threads. What executors and schedules do to them is in `tests/chaos`."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from harness import memory_stores, run_ranks
+from mizzle.blocks.store import BlockStore
+from mizzle.collectives.handover import Handover
+from mizzle.errors import CorruptBlock, StateLost
+from mizzle.spark.orders import Committed
+from unit.spark.keepers import KeptArena, keeper, state_of
+
+SIZE = 2
+STATES = [bytes([65 + rank]) * (3000 + rank) for rank in range(SIZE)]
+
+
+@pytest.fixture
+def arenas() -> list[KeptArena]:
+    """Of ranks that have kept a boundary at iteration 4."""
+    kept = [KeptArena() for _ in range(SIZE)]
+
+    def keep(store: BlockStore) -> None:
+        mine, between = keeper(store, kept[store.rank], Committed())
+        mine.keep(4, state_of(STATES[store.rank]), between)
+
+    run_ranks(SIZE, keep, stores=memory_stores(SIZE))
+    return kept
+
+
+def taken_up(arenas: list[KeptArena]) -> list[bytes]:
+    """What each rank of the next generation finds of its own."""
+
+    def collect(store: BlockStore) -> bytes:
+        mine, between = keeper(store, arenas[store.rank], Committed(4, 0, SIZE))
+        (found,) = mine.collect([[rank] for rank in range(SIZE)], lambda _of, _raw, _taker: None, between)
+        return bytes(found)
+
+    return run_ranks(SIZE, collect, stores=memory_stores(SIZE, generation=1))
+
+
+def flip(arena: KeptArena, name: str, bit: int) -> None:
+    arena.regions[name].buffer[bit // 8] ^= 1 << bit % 8
+
+
+def test_what_was_kept_is_found(arenas: list[KeptArena]) -> None:
+    assert taken_up(arenas) == STATES
+    assert taken_up([arenas[0], KeptArena()]) == STATES, "from the buddy's copy"
+
+
+@pytest.mark.parametrize("bit", [0, 8 * 1500 + 3, 8 * len(STATES[1]) + 31])
+def test_a_state_that_has_changed_in_memory_is_not_used_and_its_copy_is(arenas: list[KeptArena], bit: int) -> None:
+    flip(arenas[1], "state0", bit)
+    assert taken_up(arenas) == STATES
+
+
+def test_a_state_and_a_copy_that_have_both_changed_are_lost(arenas: list[KeptArena]) -> None:
+    flip(arenas[1], "state0", 77)
+    flip(arenas[0], "copy0.0", 78)
+    with pytest.raises(StateLost, match=r"state of rank 1 .* memory is damaged"):
+        taken_up(arenas)
+
+
+def test_a_copy_that_is_not_what_its_rank_has_written_ends_the_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    arenas = [KeptArena() for _ in range(SIZE)]
+    hand_over = Handover.hand_over
+
+    def damaged(between: Handover, give: object, place: object) -> object:
+        taken = hand_over(between, give, place)  # type: ignore[arg-type]
+        for spans in taken.values():
+            spans[0].view[9] ^= 4
+        return taken
+
+    def keep(store: BlockStore) -> None:
+        mine, between = keeper(store, arenas[store.rank], Committed())
+        mine.keep(4, state_of(STATES[store.rank]), between)
+
+    monkeypatch.setattr(Handover, "hand_over", damaged)
+    with pytest.raises(CorruptBlock, match="fails its CRC32C"):
+        run_ranks(SIZE, keep, stores=memory_stores(SIZE))
+    assert all(json.loads(arena.label or b"{}") == {} for arena in arenas), "nothing counts"
+
+
+def test_a_boundary_is_not_overwritten_before_the_next_one_counts(arenas: list[KeptArena]) -> None:
+    def keep_again(store: BlockStore) -> None:
+        mine, between = keeper(store, arenas[store.rank], Committed(4, 0, SIZE))
+        mine.keep(6, state_of(b"newer"), between)
+
+    run_ranks(SIZE, keep_again, stores=memory_stores(SIZE))
+    assert taken_up(arenas) == STATES
