@@ -43,7 +43,11 @@ class PeerLost(Recoverable):
 
     def __reduce__(self) -> tuple[type[PeerLost], tuple[int, str]]:
         """Pickle by what it was made from, not by its message."""
-        return PeerLost, (self.rank, self.why)
+        return type(self), (self.rank, self.why)
+
+
+class PeerUnreachable(PeerLost):
+    """No connection to a peer comes about, though its executor may well live: look at the network between the two."""
 
 
 class BridgeLost(Recoverable):

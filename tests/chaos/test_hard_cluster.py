@@ -19,7 +19,7 @@ RANKS = {"ranks": 3, "transport": "auto"}
 OVER_BLOCKS = {"ranks": 3, "transport": "blocks"}
 FENCED, REFUSED = "4", "7"
 """Codes of the bridge's errors, as JSON has them."""
-ITERATIONS, LONG = 200, 12_000
+ITERATIONS, LONG = 200, 6_000
 
 SCENES: dict[str, dict[str, Any]] = {
     "nothing": {"layout": RANKS, "iterations": ITERATIONS},

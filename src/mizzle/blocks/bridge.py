@@ -40,6 +40,7 @@ from mizzle.errors import (
     Fenced,
     MizzleError,
     PeerLost,
+    PeerUnreachable,
 )
 
 _ERRORS: dict[int, Callable[[str], MizzleError]] = {
@@ -52,7 +53,7 @@ _ERRORS: dict[int, Callable[[str], MizzleError]] = {
     8: ArenaError,
     9: BridgeLost,
 }
-_PEER_LOST = 2
+_OF_PEERS = {2: PeerLost, 10: PeerUnreachable}
 _SILENT = 1 << 31
 """Bit of the tags of requests that are answered only when they fail."""
 _GRACE_S = 1.0
@@ -378,8 +379,8 @@ class BridgeClient:
 
 def _error(answer: Reader) -> MizzleError:
     code, rank, message = answer.number("B"), answer.number("i"), answer.text()
-    if code == _PEER_LOST:
-        return PeerLost(rank, message)
+    if code in _OF_PEERS:
+        return _OF_PEERS[code](rank, message)
     return _ERRORS.get(code, BridgeError)(message)
 
 

@@ -56,6 +56,10 @@ class DriverSide:
         return {executor: dict(part.split("=", 1) for part in told.split())["host"]
                 for executor, told in self.bridges().items()}  # fmt: skip
 
+    def replace(self, executor: str) -> None:
+        """Have Spark end an executor and start another one in its place; returns at once."""
+        self._side.replace(executor)
+
     def messages(self) -> int:
         """How many questions the bridges have asked the driver so far."""
         return int(self._side.messages())

@@ -179,7 +179,7 @@ final class Admission {
         link.close();
       }
     } catch (IOException e) {
-      unreachable = new BridgeException(BridgeException.Code.PEER_LOST, "executor "
+      unreachable = new BridgeException(BridgeException.Code.UNREACHABLE, "executor "
           + peer.executorId() + " on " + peer.host() + " cannot be reached: " + e, peer.rank());
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();
