@@ -39,7 +39,8 @@ def blob(data: bytes) -> bytes:
 
 def frame(kind: int, tag: int, body: bytes) -> bytes:
     """A whole frame."""
-    return struct.pack("<IBI", len(body) + 5, kind, tag) + body
+    front = struct.pack("<IBI", len(body) + 9, kind, tag)
+    return front + struct.pack("<I", crc32c(front + body)) + body
 
 
 SMALL = block(b"meta", b"payload!", generation=3, iteration=11, op=4)

@@ -48,7 +48,11 @@ class PeerLost(Recoverable):
 
     def __reduce__(self) -> tuple[type[PeerLost], tuple[int, str], dict[str, object]]:
         """Pickle by what it was made from, not by its message; notes stay with it."""
-        return PeerLost, (self.rank, self.why), vars(self)
+        return type(self), (self.rank, self.why), vars(self)
+
+
+class PeerUnreachable(PeerLost):
+    """No connection to a peer comes about, though its executor may well live: look at the network between the two."""
 
 
 class BridgeLost(Recoverable):

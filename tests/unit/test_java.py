@@ -1,54 +1,16 @@
-"""The Java unit tests: compiled with javac against Spark's jars and run by a few lines of their own (RunTests)."""
+"""The Java unit tests."""
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from importlib.util import find_spec
-from pathlib import Path
-
 import pytest
 
-from mizzle.blocks.arena import allocate
-
-ROOT = Path(__file__).resolve().parents[2]
-MAIN = ROOT / "java" / "src" / "main" / "java"
-TESTS = ROOT / "java" / "src" / "test" / "java"
-
-
-def tool(name: str) -> str:
-    """A program of the JDK."""
-    home = os.environ.get("JAVA_HOME")
-    found = shutil.which(name, path=str(Path(home, "bin")) if home else None)
-    assert found is not None, f"{name} is not to be found: install a JDK of 17 or newer"
-    return found
+from javas import TESTS, compile_all, run_java
 
 
 @pytest.fixture(scope="module")
 def class_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     """Where the bridge, its tests and Spark's classes are."""
-    spec = find_spec("pyspark")
-    assert spec is not None
-    assert spec.origin is not None
-    jars = f"{Path(spec.origin).parent / 'jars'}/*"
-    classes = tmp_path_factory.mktemp("classes")
-    sources = [str(path) for root in (MAIN, TESTS) for path in sorted(root.rglob("*.java"))]
-    lint = "-Xlint:all,-classfile,-path,-processing"
-    compile_all = [tool("javac"), "--release", "17", lint, "-Werror", "-cp", jars, "-d", str(classes), *sources]
-    done = subprocess.run(compile_all, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    return f"{classes}:{jars}"
-
-
-def run_java(class_path: str, tests: list[str]) -> subprocess.CompletedProcess[str]:
-    fd, memory = allocate("test", 4096)
-    try:
-        settings = [f"-Dgolden={ROOT / 'protocol' / 'golden'}", f"-Dmemfd={memory}", "-XX:TieredStopAtLevel=1"]
-        command = [tool("java"), *settings, "-cp", class_path, "org.mizzle.bridge.RunTests", *tests]
-        return subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
-    finally:
-        os.close(fd)
+    return compile_all(tmp_path_factory.mktemp("classes"))
 
 
 def test_every_java_test_passes(class_path: str) -> None:

@@ -17,7 +17,18 @@ from typing import Self
 
 from mizzle.blocks.arena import BridgeArena, open_region
 from mizzle.blocks.deadline import Deadline
-from mizzle.blocks.frames import ANSWER, ERROR, MAX_FRAME_BYTES, PREFIX, PROTOCOL_VERSION, Reader, Request, Writer
+from mizzle.blocks.frames import (
+    ANSWER,
+    ERROR,
+    LEAST_FRAME_BYTES,
+    MAX_FRAME_BYTES,
+    PREFIX,
+    PROTOCOL_VERSION,
+    Reader,
+    Request,
+    Writer,
+    is_intact,
+)
 from mizzle.errors import (
     ArenaError,
     BlockExists,
@@ -30,6 +41,7 @@ from mizzle.errors import (
     Fenced,
     MizzleError,
     PeerLost,
+    PeerUnreachable,
 )
 
 _ERRORS: dict[int, Callable[[str], MizzleError]] = {
@@ -42,7 +54,7 @@ _ERRORS: dict[int, Callable[[str], MizzleError]] = {
     8: ArenaError,
     9: BridgeLost,
 }
-_PEER_LOST = 2
+_OF_PEERS = {2: PeerLost, 10: PeerUnreachable}
 _SILENT = 1 << 31
 """Bit of the tags of requests that are answered only when they fail."""
 _GRACE_S = 1.0
@@ -248,11 +260,13 @@ class BridgeClient:
         """Take in one frame; false if the deadline came first. What has come of a frame is kept."""
         if not self._fill(PREFIX.size, deadline):
             return False
-        length, kind, tag = PREFIX.unpack_from(self._received)
-        if not PREFIX.size - 4 <= length <= MAX_FRAME_BYTES:
-            raise BridgeError(f"the bridge sent a frame of {length} bytes")
+        length, kind, tag, _ = PREFIX.unpack_from(self._received)
+        if not LEAST_FRAME_BYTES <= length <= MAX_FRAME_BYTES:
+            raise BridgeLost(f"the bridge sent a frame of {length} bytes: its connection is of no use any more")
         if not self._fill(4 + length, deadline):
             return False
+        if not is_intact(self._received):
+            raise BridgeLost(f"a frame of {length} bytes from the bridge fails its CRC32C: the connection is given up")
         body = bytes(self._received[PREFIX.size : 4 + length])
         del self._received[: 4 + length]
         if tag & _SILENT:
@@ -393,8 +407,8 @@ def _check_release(bridge: str, executor_id: str) -> None:
 
 def _error(answer: Reader) -> MizzleError:
     code, rank, message = answer.number("B"), answer.number("i"), answer.text()
-    if code == _PEER_LOST:
-        return PeerLost(rank, message)
+    if code in _OF_PEERS:
+        return _OF_PEERS[code](rank, message)
     return _ERRORS.get(code, BridgeError)(message)
 
 

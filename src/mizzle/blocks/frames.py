@@ -1,4 +1,4 @@
-"""The frames on the bridge's socket: u32 length, u8 type, u32 tag, body; little endian.
+"""The frames on the bridge's socket: u32 length, u8 type, u32 tag, u32 CRC32C of all the rest, body; little endian.
 
 ``protocol/frames.md`` is the specification, the golden files beside it are read by the Java and the Python tests.
 """
@@ -8,11 +8,17 @@ from __future__ import annotations
 import struct
 from enum import IntEnum
 
+import crc32c
+
 from mizzle.errors import BridgeError
 
 PROTOCOL_VERSION = 2
 MAX_FRAME_BYTES = 1 << 20
-PREFIX = struct.Struct("<IBI")
+PREFIX = struct.Struct("<IBII")
+_FRONT = struct.Struct("<IBI")
+_LENGTH_BYTES = 4
+LEAST_FRAME_BYTES = PREFIX.size - _LENGTH_BYTES
+"""Of a frame without a body, the length word left out, as everywhere."""
 ANSWER = 0x80
 ERROR = 0xFF
 
@@ -75,9 +81,20 @@ class Writer:
             BridgeError: it would be longer than the bridge accepts.
         """
         body = b"".join(self._parts)
-        if len(body) + 5 > MAX_FRAME_BYTES:
+        length = LEAST_FRAME_BYTES + len(body)
+        if length > MAX_FRAME_BYTES:
             raise BridgeError(f"a frame of {len(body)} bytes is longer than the bridge accepts ({MAX_FRAME_BYTES})")
-        return PREFIX.pack(len(body) + 5, kind, tag) + body
+        return PREFIX.pack(length, kind, tag, _crc(length, kind, tag, body)) + body
+
+
+def _crc(length: int, kind: int, tag: int, body: bytes | memoryview) -> int:
+    return int(crc32c.crc32c(body, crc32c.crc32c(_FRONT.pack(length, kind, tag))))
+
+
+def is_intact(frame: bytes | bytearray | memoryview) -> bool:
+    """Whether a whole frame is as it was sent."""
+    length, kind, tag, crc = PREFIX.unpack_from(frame)
+    return bool(crc == _crc(length, kind, tag, memoryview(frame)[PREFIX.size : _LENGTH_BYTES + length]))
 
 
 class Reader:

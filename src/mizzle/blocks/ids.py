@@ -114,7 +114,7 @@ class Header:
     def pack(self) -> bytes:
         """64 bytes: identity (40), meta_bytes, payload_bytes, body CRC (16), header CRC (4), zeros (4)."""
         front = self.identity() + _REST.pack(self.meta_bytes, self.payload_bytes, self.body_crc)
-        return front + _CRC.pack(crc32c.crc32c(front)) + bytes(HEADER_BYTES - len(front) - 4)
+        return front + _CRC.pack(crc32c.crc32c(front)) + bytes(4)
 
     @classmethod
     def unpack(cls, raw: bytes | memoryview) -> Header:
@@ -125,7 +125,7 @@ class Header:
         """
         raw = bytes(raw[:HEADER_BYTES])
         front = raw[: IDENTITY_BYTES + _REST.size]
-        if len(raw) < HEADER_BYTES or _CRC.unpack_from(raw, len(front))[0] != crc32c.crc32c(front):
+        if raw[len(front) :] != _CRC.pack(crc32c.crc32c(front)) + bytes(4):
             raise CorruptBlock("block header fails its CRC32C")
         magic, version, kind, run, generation, iteration, op, slice_, source, dtype, part = _IDENTITY.unpack_from(raw)
         if magic != _MAGIC or version != _VERSION:

@@ -73,6 +73,10 @@ class DriverSide:
         """What Spark said when it removed that executor; "" if it lives, or nothing is known."""
         return str(self._side.whyRemoved(executor))
 
+    def replace(self, executor: str) -> None:
+        """Have Spark end an executor and start another one in its place; returns at once."""
+        self._side.replace(executor)
+
     def messages(self) -> int:
         """How many questions the bridges have asked the driver so far."""
         return int(self._side.messages())

@@ -6,10 +6,11 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Container, Sequence
+from collections.abc import Callable, Collection, Container, Sequence
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.errors import CollectiveTimeout, MizzleError, PeerLost, Recoverable
+from mizzle.errors import CollectiveTimeout, MizzleError, PeerLost, PeerUnreachable, Recoverable
+from mizzle.spark.outcome import Outcome
 from mizzle.training.history import FaultRecord
 
 _log = logging.getLogger(__name__)
@@ -88,6 +89,60 @@ class Retries:
             raise error
         self._paused.wait(min(self._pause_s, self._deadline.remaining_s()))
         self._pause_s = min(2 * self._pause_s, _LONGEST_PAUSE_S)
+
+
+Report = tuple[str, str]
+"""An executor, and another one that it cannot reach."""
+
+
+def cut_off(reports: Collection[Report]) -> str | None:
+    """Which executor to go on without, where some cannot reach others and the driver reaches all of them. Pure.
+
+    The one that most others cannot reach: of a network in two parts that is one of the smaller part, one after the
+    other. Where as many speak against several, the one of these that speaks against most itself; of these, the last in
+    order: any will do, as long as all are not given up for one broken link.
+    """
+    against: dict[str, set[str]] = {}
+    for who, whom in reports:
+        if who != whom:
+            against.setdefault(whom, set()).add(who)
+    if not against:
+        return None
+    complaints = Counter(who for who, whom in set(reports) if who != whom)
+    return max(against, key=lambda executor: (len(against[executor]), complaints[executor], executor))
+
+
+class Unreachable:
+    """Executors that others cannot reach. Once may be chance; who cannot be reached twice in a row is given up.
+
+    Args:
+        run: the run's id.
+        replace: has Spark end an executor, and start another one; None: nobody else can do its work.
+    """
+
+    def __init__(self, run: str, replace: Callable[[str], None] | None) -> None:
+        """None so far."""
+        self._run, self._replace = run, replace
+        self._suspect: str | None = None
+
+    def give_up(self, outcomes: Sequence[Outcome], executors: Sequence[str]) -> list[str]:
+        """Whom to go on without, after ranks have tried to come together: at most one, which is being replaced.
+
+        Args:
+            outcomes: how that ended for each of them.
+            executors: by rank, where it was to be.
+        """
+        told = [(outcome.executor_id, outcome.failure.error()) for outcome in outcomes if outcome.failure is not None]
+        reports = [
+            (who, executors[error.rank]) for who, error in told
+            if isinstance(error, PeerUnreachable) and error.rank < len(executors)
+        ]  # fmt: skip
+        before, self._suspect = self._suspect, cut_off(reports)
+        if self._suspect is None or self._suspect != before or self._replace is None:
+            return []
+        _log.warning("run=%s its peers cannot reach executor %s: it is replaced", self._run[:4], self._suspect)
+        self._replace(self._suspect)
+        return [self._suspect]
 
 
 def await_verdict(suspects: Sequence[str], alive: Callable[[], Container[str]]) -> None:

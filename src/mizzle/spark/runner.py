@@ -31,7 +31,7 @@ from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
 from mizzle.spark.orders import Committed, JoinTerms
 from mizzle.spark.outcome import Failure, Outcome, raise_cause
 from mizzle.spark.placement import placed
-from mizzle.spark.recovery import Faults, Retries, await_verdict
+from mizzle.spark.recovery import Faults, Retries, Unreachable, await_verdict
 from mizzle.training.history import FaultRecord
 
 _log = logging.getLogger(__name__)
@@ -112,6 +112,7 @@ class GroupRunner:
         self._faults = Faults(run)
         self._silent: list[str] = []
         self._places: tuple[tuple[str, str], ...] = ()
+        self._unreachable = Unreachable(run, driver.replace if restaff else None)
         self._orders = 0
         self._prepared: Any = None
         self._jvm = JvmGroups(context)
@@ -271,9 +272,7 @@ class GroupRunner:
         self._replace()
         self._generation += 1
         self._silent = list(self._executors)
-        terms = JoinTerms(
-            self.run, self._generation, 0, self._size, self._layout.transport, self._layout.timeout_s
-        )  # fmt: skip
+        terms = JoinTerms(self.run, self._generation, 0, self._size, self._layout.transport, self._layout.timeout_s)
         # Rows come once: later they are in the arenas, to which the ranks return.
         with_rows = self._rows is not None and not self._executors
         hired = self._tasks(with_rows=with_rows).mapPartitionsWithIndex(
@@ -283,6 +282,7 @@ class GroupRunner:
         outcomes: list[Outcome] = self._jobs.run(
             title, hired.collect, {at: rank for rank, at in enumerate(self._executors)}
         )
+        self._silent = self._unreachable.give_up(outcomes, self._executors) or self._silent
         raise_cause(outcomes)
         by_rank = sorted(outcomes, key=lambda outcome: outcome.rank)
         self._executors = tuple(outcome.executor_id for outcome in by_rank)

@@ -39,8 +39,8 @@ class Bridge:
 
     def read(self) -> tuple[int, int, Reader]:
         """Type, tag and body of the next request."""
-        length, kind, tag = PREFIX.unpack(self._socket.recv(PREFIX.size, socket.MSG_WAITALL))
-        return kind, tag, Reader(self._socket.recv(length - 5, socket.MSG_WAITALL))
+        length, kind, tag, _ = PREFIX.unpack(self._socket.recv(PREFIX.size, socket.MSG_WAITALL))
+        return kind, tag, Reader(self._socket.recv(length - 9, socket.MSG_WAITALL))
 
     def send(self, kind: int, tag: int, body: Writer) -> None:
         """A frame."""
@@ -118,6 +118,18 @@ def test_a_bridge_that_goes_away_is_a_fault_of_the_cluster(tmp_path: Path) -> No
         with pytest.raises(BridgeLost, match="the bridge is gone"):
             client.call(Request.LEAVE, Writer(), Deadline.after(5))
         assert isinstance(caught.value, Recoverable)
+
+
+def test_a_frame_with_a_changed_bit_ends_the_connection(tmp_path: Path) -> None:
+    for bit in (3, 8 * 4 + 1, 8 * 6, 8 * 10, 8 * 14 + 2):
+        with connected(tmp_path) as (bridge, client):
+            frame = bytearray(Writer().blob(b"some body").frame(Request.LEAVE | ANSWER, 1))
+            frame[bit // 8] ^= 1 << bit % 8
+            bridge._socket.sendall(frame)
+            bridge.close()
+            with pytest.raises(BridgeLost):
+                client.answer(1, Deadline.after(5))
+        (tmp_path / "bridge").unlink()
 
 
 def test_a_fetch_lasts_as_long_as_its_wait_and_is_cancelled_then(tmp_path: Path) -> None:

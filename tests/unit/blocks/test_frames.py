@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from mizzle.blocks.arena import MappedRegion
 from mizzle.blocks.bridge import _error, rank_list
-from mizzle.blocks.frames import ANSWER, ERROR, MAX_FRAME_BYTES, PREFIX, PROTOCOL_VERSION, Reader, Request, Writer
+from mizzle.blocks.frames import (
+    ANSWER,
+    ERROR,
+    MAX_FRAME_BYTES,
+    PREFIX,
+    PROTOCOL_VERSION,
+    Reader,
+    Request,
+    Writer,
+    is_intact,
+)
 from mizzle.blocks.ids import HEADER_BYTES, BlockId, DType, Header, Kind
 from mizzle.blocks.residence import Order, OrderKind, read_order
 from mizzle.blocks.store import Span
@@ -34,7 +44,8 @@ def golden(name: str) -> bytes:
 def body(name: str, kind: int, tag: int) -> Reader:
     """The body of a golden frame, its prefix checked."""
     raw = golden(name)
-    assert PREFIX.unpack_from(raw) == (len(raw) - 4, kind, tag)
+    assert PREFIX.unpack_from(raw)[:3] == (len(raw) - 4, kind, tag)
+    assert is_intact(raw)
     return Reader(raw[PREFIX.size :])
 
 
@@ -131,6 +142,6 @@ def test_a_blob_longer_than_its_frame_is_refused(rest: bytes) -> None:
 
 
 def test_a_frame_longer_than_the_bridge_accepts_is_not_sent() -> None:
-    Writer().raw(bytes(MAX_FRAME_BYTES - 5)).frame(Request.LABEL, 1)
+    Writer().raw(bytes(MAX_FRAME_BYTES - 9)).frame(Request.LABEL, 1)
     with pytest.raises(BridgeError, match="longer than the bridge accepts"):
-        Writer().raw(bytes(MAX_FRAME_BYTES - 4)).frame(Request.LABEL, 1)
+        Writer().raw(bytes(MAX_FRAME_BYTES - 8)).frame(Request.LABEL, 1)

@@ -1,9 +1,14 @@
 from __future__ import annotations
 
-import pytest
+import pickle
 
-from mizzle.errors import CollectiveTimeout, CorruptBlock, PeerLost
-from mizzle.spark.recovery import Faults, await_verdict
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from mizzle.errors import CollectiveTimeout, CorruptBlock, PeerLost, PeerUnreachable
+from mizzle.spark.outcome import Failure, Outcome
+from mizzle.spark.recovery import Faults, Unreachable, await_verdict, cut_off
 
 
 def test_a_rank_that_is_lost_again_and_again_ends_the_run_with_the_cause() -> None:
@@ -55,3 +60,73 @@ def test_a_verdict_comes_as_soon_as_somebody_is_known_to_be_gone() -> None:
     await_verdict(["1", "2"], lambda: next(looks))
     assert next(looks, None) is None
     await_verdict([], lambda: pytest.fail("nobody is suspected"))
+
+
+EXECUTORS = [str(number) for number in range(6)]
+SIDES = st.integers(2, 6).flatmap(lambda size: st.lists(st.booleans(), min_size=size, max_size=size))
+
+
+def between(sides: list[bool]) -> list[tuple[str, str]]:
+    """What is reported when nobody of the one side reaches anybody of the other."""
+    return [
+        (EXECUTORS[a], EXECUTORS[b]) for a, one in enumerate(sides) for b, other in enumerate(sides) if one != other
+    ]
+
+
+@given(SIDES)
+def test_of_a_network_in_two_parts_the_larger_one_is_left_when_all_have_been_given_up(sides: list[bool]) -> None:
+    left = {EXECUTORS[at]: side for at, side in enumerate(sides)}
+    while victim := cut_off([report for report in between(sides) if set(report) <= left.keys()]):
+        del left[victim]
+    smaller = min(sides.count(True), sides.count(False))
+    assert len(left) == len(sides) - smaller
+    assert len(set(left.values())) == 1, "and all of it reach each other"
+
+
+@given(st.permutations(between([True, False, False, False])), st.integers(1, 6))
+def test_who_is_cut_off_from_all_others_is_given_up_however_many_have_said_so_yet(
+    reports: list[tuple[str, str]], most: int
+) -> None:
+    about = [report for report in reports if report[1] == "0"]
+    assert cut_off(about[:most]) == "0"
+    assert cut_off(reports) == "0", "although it says the same of everybody else"
+
+
+def test_for_one_broken_link_one_is_given_up_and_for_none_nobody() -> None:
+    assert cut_off([("3", "1"), ("1", "3")]) in {"1", "3"}
+    assert cut_off([("3", "1")]) == "1"
+    assert cut_off([]) is None
+    assert cut_off([("1", "1")]) is None
+
+
+def failed(executor: str, error: Exception) -> Outcome:
+    return Outcome(0, -1, executor, failure=Failure.of(error))
+
+
+def test_an_executor_is_replaced_when_it_cannot_be_reached_twice_in_a_row() -> None:
+    replaced: list[str] = []
+    unreachable = Unreachable("r" * 32, replaced.append)
+    outcomes = [
+        failed("7", PeerUnreachable(1, "executor 8 cannot be reached")),
+        failed("9", PeerUnreachable(1, "executor 8 cannot be reached")),
+        failed("8", PeerUnreachable(0, "executor 7 cannot be reached")),
+        failed("6", PeerLost(2, "it could not join")),
+        Outcome(0, 4, "5"),
+    ]
+    executors = ["7", "8", "9", "6", "5"]
+    assert unreachable.give_up(outcomes, executors) == []
+    assert unreachable.give_up([], executors) == [], "all have reached all in between"
+    assert unreachable.give_up(outcomes, executors) == []
+    assert unreachable.give_up(outcomes, executors) == ["8"]
+    assert replaced == ["8"]
+
+
+def test_nobody_is_replaced_whose_work_nobody_else_can_do() -> None:
+    unreachable = Unreachable("r" * 32, None)
+    outcomes = [failed("7", PeerUnreachable(1, "gone"))]
+    assert [unreachable.give_up(outcomes, ["7", "8"]) for _ in range(3)] == [[]] * 3
+
+
+def test_an_error_that_names_a_peer_is_of_the_same_kind_behind_its_journey() -> None:
+    error = pickle.loads(pickle.dumps(PeerUnreachable(2, "no route")))  # noqa: S301 - just made
+    assert (type(error), error.rank, error.why) == (PeerUnreachable, 2, "no route")

@@ -139,7 +139,7 @@ final class Admission {
       table.string();
     }
     member.admit(own, peers);
-    arena.assign(own);
+    arena.assign(own, member.group.generation());
     bridge.runs().supersede(member.group);
     connectAll();
   }
@@ -174,7 +174,7 @@ final class Admission {
         link.close();
       }
     } catch (IOException e) {
-      unreachable = new BridgeException(BridgeException.Code.PEER_LOST, "executor "
+      unreachable = new BridgeException(BridgeException.Code.UNREACHABLE, "executor "
           + peer.executorId() + " on " + peer.host() + " cannot be reached: " + e, peer.rank());
     } catch (InterruptedException e) {
       Thread.currentThread().interrupt();

@@ -29,6 +29,9 @@ final class Arena {
   private int rank = -1;
   /** What Python last committed here: opaque, small. */
   private byte[] label = new byte[0];
+  /** The generation that it serves, and the one in which it was last labelled; -1: none yet. */
+  private long generation = -1;
+  private long labelledIn = -1;
   private Object holder;
   private int nextNumber;
   private boolean closed;
@@ -56,8 +59,14 @@ final class Arena {
     return rank;
   }
 
-  synchronized void assign(int newRank) {
+  synchronized void assign(int newRank, int newGeneration) {
     rank = newRank;
+    generation = Integer.toUnsignedLong(newGeneration);
+  }
+
+  /** In which generation a rank last noted something here, or -1: what lies here is as old. */
+  synchronized long labelledIn() {
+    return labelledIn;
   }
 
   synchronized byte[] label() {
@@ -66,6 +75,7 @@ final class Arena {
 
   synchronized void label(byte[] newLabel) {
     label = newLabel.clone();
+    labelledIn = generation;
   }
 
   synchronized List<Region> regions() {

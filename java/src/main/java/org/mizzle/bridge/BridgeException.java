@@ -8,7 +8,9 @@ final class BridgeException extends Exception {
   enum Code {
     TIMEOUT(1), PEER_LOST(2), CORRUPT(3), FENCED(4), EXISTS(5), NOT_FOUND(6), REFUSED(7), ARENA(8),
     /** A resident process has died. */
-    GONE(9);
+    GONE(9),
+    /** No connection to a peer comes about, whose executor the driver takes to be there. */
+    UNREACHABLE(10);
 
     final int wire;
 

@@ -152,8 +152,8 @@ public final class DriverSide implements DriverPlugin {
     return roster;
   }
 
-  /** Has Spark end an executor that hangs, and start another one in its place; returns at once. */
-  void replace(String executorId) {
+  /** Has Spark end an executor that hangs or cannot be reached, and start another one in its place; returns at once. */
+  public void replace(String executorId) {
     replacements.ask(executorId);
   }
 

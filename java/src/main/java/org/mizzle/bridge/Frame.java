@@ -5,16 +5,18 @@ import java.io.IOException;
 import java.nio.ByteBuffer;
 import java.nio.ByteOrder;
 import java.nio.charset.StandardCharsets;
+import java.util.zip.CRC32C;
 
 /**
- * One message on the socket: u32 length, u8 type, u32 tag, body; little endian (protocol/frames.md).
- * Lengths are checked before anything is allocated. A body that is
- * too short throws BufferUnderflowException; the session answers REFUSED and closes.
+ * One message on the socket: u32 length, u8 type, u32 tag, u32 CRC32C of all the rest, body; little
+ * endian (protocol/frames.md). Lengths are checked before anything is allocated. A body that is too
+ * short throws BufferUnderflowException; the session answers REFUSED and closes.
  */
 final class Frame {
   static final int MAX_BYTES = 1 << 20;
   private static final int LENGTH_BYTES = 4;
-  private static final int PREFIX_BYTES = 5;
+  private static final int TYPE_BYTES = 5;
+  private static final int PREFIX_BYTES = TYPE_BYTES + Integer.BYTES;
   /** Length of the longest frame with its length word. */
   static final int LONGEST = LENGTH_BYTES + MAX_BYTES;
 
@@ -28,7 +30,10 @@ final class Frame {
     this.body = body.order(ByteOrder.LITTLE_ENDIAN);
   }
 
-  /** The frame that {@code in}, filled from its beginning, starts with; null: it is not whole. */
+  /**
+   * The frame that {@code in}, filled from its beginning, starts with; null: it is not whole. Throws
+   * if it is not as it was sent: then nobody knows either where the next one begins.
+   */
   static Frame take(ByteBuffer in) throws IOException {
     if (in.position() < LENGTH_BYTES) {
       return null;
@@ -48,7 +53,20 @@ final class Frame {
     in.compact();
     int type = Byte.toUnsignedInt(frame.get());
     int tag = frame.getInt();
-    return new Frame(type, tag, frame.slice());
+    int crc = frame.getInt();
+    ByteBuffer body = frame.slice();
+    if (crc != crc(size, type, tag, body.duplicate())) {
+      throw new IOException("a frame of " + size + " bytes fails its CRC32C");
+    }
+    return new Frame(type, tag, body);
+  }
+
+  private static int crc(int size, int type, int tag, ByteBuffer body) {
+    CRC32C crc = new CRC32C();
+    crc.update(ByteBuffer.allocate(LENGTH_BYTES + TYPE_BYTES).order(ByteOrder.LITTLE_ENDIAN)
+        .putInt(size).put((byte) type).putInt(tag).flip());
+    crc.update(body);
+    return (int) crc.getValue();
   }
 
   /** One number as it lies in frames and in control regions. */
@@ -116,10 +134,11 @@ final class Frame {
 
     /** The whole frame, ready to write. */
     ByteBuffer frame(int type, int tag) {
-      ByteBuffer frame = ByteBuffer.allocate(LENGTH_BYTES + PREFIX_BYTES + out.size())
-          .order(ByteOrder.LITTLE_ENDIAN);
-      frame.putInt(PREFIX_BYTES + out.size()).put((byte) type).putInt(tag).put(out.toByteArray());
-      return frame.flip();
+      byte[] body = out.toByteArray();
+      int size = PREFIX_BYTES + body.length;
+      return ByteBuffer.allocate(LENGTH_BYTES + size).order(ByteOrder.LITTLE_ENDIAN)
+          .putInt(size).put((byte) type).putInt(tag)
+          .putInt(crc(size, type, tag, ByteBuffer.wrap(body))).put(body).flip();
     }
 
     private Builder put(int count, long value) {

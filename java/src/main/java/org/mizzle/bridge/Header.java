@@ -102,8 +102,9 @@ final class Header {
     raw.putInt(HEADER_CRC_AT, ownCrc());
   }
 
+  /** Whether no bit was changed since it was sealed; behind the checksum are zeros. */
   boolean isIntact() {
-    return raw.getInt(HEADER_CRC_AT) == ownCrc();
+    return raw.getInt(HEADER_CRC_AT) == ownCrc() && raw.getInt(HEADER_CRC_AT + Integer.BYTES) == 0;
   }
 
   boolean bodyMatches(CRC32C crc) {

@@ -1,6 +1,7 @@
 package org.mizzle.bridge;
 
 import java.util.ArrayList;
+import java.util.Comparator;
 import java.util.HashMap;
 import java.util.List;
 import java.util.Map;
@@ -39,12 +40,16 @@ final class Runs {
     return new TreeSet<>(runs.keySet());
   }
 
-  /** An arena of the run that nobody holds: the preferred rank's, else any, else a new one. */
+  /**
+   * An arena of the run that nobody holds: what a later generation has left behind before what an
+   * earlier one has, as a process that outlived its generation may do; of these the preferred
+   * rank's; else a new one.
+   */
   synchronized Arena claim(String name, int preferredRank, Object session) {
     Run run = runs.computeIfAbsent(name, absent -> new Run());
     List<Arena> byPreference = new ArrayList<>(run.arenas);
-    byPreference.sort((a, b) -> Boolean.compare(
-        b.rank() == preferredRank, a.rank() == preferredRank));
+    byPreference.sort(Comparator.comparing(Arena::labelledIn, Comparator.reverseOrder())
+        .thenComparing(arena -> arena.rank() != preferredRank));
     for (Arena arena : byPreference) {
       if (arena.claim(session)) {
         return arena;

@@ -116,8 +116,23 @@ final class FrameTest {
     equal(2, in.position());
   }
 
+  void anyChangedBitIsFoundOrLeavesTheFrameUnfinished() throws IOException {
+    byte[] put = golden("put");
+    for (int bit = 0; bit < 8 * put.length; bit++) {
+      byte[] changed = put.clone();
+      changed[bit / 8] ^= (byte) (1 << bit % 8);
+      ByteBuffer in = received(changed);
+      boolean longer = in.getInt(0) > put.length - 4 && in.getInt(0) <= Frame.MAX_BYTES;
+      if (longer) {
+        check(Frame.take(in) == null, "more is awaited");
+      } else {
+        fails(IOException.class, () -> Frame.take(in));
+      }
+    }
+  }
+
   void impossibleLengthsAreRefusedBeforeAnythingIsAllocated() {
-    for (int size : new int[] {0, 4, Frame.MAX_BYTES + 1, -1, Integer.MIN_VALUE}) {
+    for (int size : new int[] {0, 8, Frame.MAX_BYTES + 1, -1, Integer.MIN_VALUE}) {
       ByteBuffer in = ByteBuffer.allocate(16).order(ByteOrder.LITTLE_ENDIAN).putInt(size);
       fails(IOException.class, () -> Frame.take(in));
     }

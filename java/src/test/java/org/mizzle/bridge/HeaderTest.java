@@ -56,7 +56,7 @@ final class HeaderTest {
 
   void everyBitButTheTypeIsComparedWithWhatWasAskedFor() throws IOException {
     byte[] block = Arrays.copyOf(golden("block_small"), Header.BYTES);
-    for (int bit = 0; bit < 8 * 60; bit++) {
+    for (int bit = 0; bit < 8 * Header.BYTES; bit++) {
       byte[] other = block.clone();
       other[bit / 8] ^= (byte) (1 << bit % 8);
       check(!Header.of(other).isIntact(), "bit " + bit + " is covered by a checksum");

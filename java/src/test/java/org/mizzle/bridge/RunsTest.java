@@ -1,0 +1,55 @@
+package org.mizzle.bridge;
+
+import static org.mizzle.bridge.RunTests.check;
+import static org.mizzle.bridge.RunTests.equal;
+import static org.mizzle.bridge.RunTests.fails;
+
+final class RunsTest {
+  private final Counters counters = new Counters();
+  private final Runs runs = new Runs(counters);
+
+  void anOlderGenerationThanTheFenceIsRefusedAndCounted() throws BridgeException {
+    runs.check("r", 0);
+    runs.fence("r", 2);
+    runs.check("r", 2);
+    runs.check("other", 0);
+    BridgeException refused = fails(BridgeException.class, () -> runs.check("r", 1));
+    equal(BridgeException.Code.FENCED, refused.code);
+    equal(1L, counters.get(Counters.Name.FENCED));
+  }
+
+  void aFenceIsNeverLowered() {
+    runs.fence("r", -1); // as unsigned the highest
+    runs.fence("r", 3);
+    fails(BridgeException.class, () -> runs.check("r", 3));
+  }
+
+  void anArenaThatSomebodyHoldsIsNobodyElses() {
+    Arena first = runs.claim("r", 0, "one");
+    check(runs.claim("r", 0, "two") != first, "another one");
+    first.unclaim("one");
+    check(runs.claim("r", 0, "three") == first, "free again");
+  }
+
+  void aRankReturnsToTheArenaThatItHad() {
+    Arena first = runs.claim("r", 0, "one");
+    Arena second = runs.claim("r", 1, "two");
+    first.assign(0, 4);
+    second.assign(1, 4);
+    first.unclaim("one");
+    second.unclaim("two");
+    check(runs.claim("r", 1, "three") == second, "its own");
+  }
+
+  void whatALaterGenerationLeftIsFoundBeforeWhatAnOlderProcessHeldForLong() {
+    Arena old = runs.claim("r", 0, "zombie");
+    old.assign(0, 0);
+    old.label(new byte[] {1});
+    Arena current = runs.claim("r", 0, "rank");
+    current.assign(0, 1);
+    current.label(new byte[] {2});
+    old.unclaim("zombie");
+    current.unclaim("rank");
+    check(runs.claim("r", 0, "next") == current, "the state of the boundary is there");
+  }
+}

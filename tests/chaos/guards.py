@@ -1,0 +1,189 @@
+"""The guards of the product, how each is switched off, and the test that must see it.
+
+A guard is switched off in a copy of its source. Whoever changes the line is told here, by a test, to say anew how.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+
+class Guard(NamedTuple):
+    """One guard.
+
+    Attributes:
+        what: it keeps from happening.
+        source: its file, below `src/mizzle` or among the bridge's classes.
+        on: a piece of it that occurs once.
+        off: what stands there when it is switched off.
+        test: that must fail then: a node of pytest, or a Java test class and method.
+        quick: whether it is tried in the default run as well.
+    """
+
+    what: str
+    source: str
+    on: str
+    off: str
+    test: str
+    quick: bool = False
+
+    def switch_off(self, source: Path) -> None:
+        """Change a copy of its source."""
+        text = source.read_text()
+        assert text.count(self.on) == 1, f"{self.source} has changed: say anew how to switch off {self.what!r}"
+        source.write_text(text.replace(self.on, self.off))
+
+
+_STORE = "tests/contract/test_block_store.py"
+_BOUNDARY = "tests/unit/spark/test_boundary.py"
+_MODEL = "tests/chaos/test_model.py::test_no_schedule_forks_a_history_loses_a_boundary_or_reads_an_older_generation"
+
+# Checkpoints belong here as well, behind these: the check of a manifest, and the order in which files are made durable.
+PYTHON = [
+    Guard(
+        "the fence, in one process", "blocks/memory.py",
+        "        if generation < fence:", "        if False:",
+        f"{_STORE}::test_a_superseded_generation_is_refused_at_put_and_fetch[memory]", quick=True,
+    ),
+    Guard(
+        "the fence, in shared memory", "blocks/shared.py",
+        "        if generation < fence:", "        if False:",
+        f"{_STORE}::test_a_superseded_generation_is_refused_at_put_and_fetch[shared]",
+    ),
+    Guard(
+        "a name is used once", "blocks/store.py",
+        "if block in self._names or", "if",
+        f"{_STORE}::test_a_name_is_never_used_twice[memory]",
+    ),
+    Guard(
+        "the checksum of a header", "blocks/ids.py",
+        "if raw[len(front) :] != _CRC.pack(crc32c.crc32c(front)) + bytes(4):", "if len(raw) < HEADER_BYTES:",
+        "tests/unit/blocks/test_ids.py::test_any_changed_bit_is_found",
+    ),
+    Guard(
+        "the checksum of a payload", "blocks/memory.py",
+        "if _body_crc(announced.meta, payload) != header.body_crc:", "if False:",
+        f"{_STORE}::test_a_changed_block_fails_its_check[memory]", quick=True,
+    ),
+    Guard(
+        "the checksum of a frame", "blocks/bridge.py",
+        "if not is_intact(self._received):", "if False:",
+        "tests/unit/blocks/test_bridge.py::test_a_frame_with_a_changed_bit_ends_the_connection",
+    ),
+    Guard(
+        "the checksum of a state that was kept", "spark/boundary.py",
+        "return bytes(view[-_SEAL.size :]) == _SEAL.pack(crc32c.crc32c(view[: -_SEAL.size]))", "return len(view) > 0",
+        f"{_BOUNDARY}::test_a_state_that_has_changed_in_memory_is_not_used_and_its_copy_is", quick=True,
+    ),
+    Guard(
+        "deadlines", "blocks/deadline.py",
+        "return cls(time.monotonic() + seconds)", "return cls(time.monotonic() + seconds + 3)",
+        f"{_STORE}::test_a_wait_ends_at_its_deadline[memory]", quick=True,
+    ),
+    Guard(
+        "the order of sums", "collectives/tree.py",
+        "    planner.visit(Node(0, num_shards))\n",
+        "    held = None\n    for operand in range(len(sources)):\n"
+        "        held = operand if held is None else planner.combine(held, operand)\n"
+        "    planner.visited = len(sources)\n",
+        "tests/unit/collectives/test_tree.py::test_bits_do_not_depend_on_which_rank_holds_which_shard",
+    ),
+    Guard(
+        "an end to faults that come again", "spark/recovery.py",
+        "if again or", "if",
+        "tests/unit/spark/test_recovery.py::test_a_rank_that_is_lost_again_and_again_ends_the_run_with_the_cause",
+    ),
+    Guard(
+        "states of the boundary are not overwritten", "spark/boundary.py",
+        'return f"{name}1" if first in self._kept', 'return f"{name}1" if not first',
+        f"{_BOUNDARY}::test_a_boundary_is_not_overwritten_before_the_next_one_counts", quick=True,
+    ),
+    Guard(
+        "a state counts for its boundary only", "spark/boundary.py",
+        'return (label["iteration"], label["generation"]) == (self._since.iteration, self._since.generation)',
+        'return label["iteration"] == self._since.iteration',
+        _MODEL,
+    ),
+    Guard(
+        "a boundary is for all, in the model", "spark/boundary.py",
+        "        taken = between.hand_over(give, self._room)\n        own", "        taken = {}\n        own",
+        _MODEL,
+    ),
+]  # fmt: skip
+
+JAVA = [
+    Guard(
+        "the fence", "Runs",
+        "Integer.compareUnsigned(generation, run.fence) < 0) {\n      counters", "false) {\n      counters",
+        "RunsTest.anOlderGenerationThanTheFenceIsRefusedAndCounted", quick=True,
+    ),
+    Guard(
+        "memory of the newest generation is found first", "Runs",
+        "Arena::labelledIn, Comparator.reverseOrder()", "(Arena arena) -> 0",
+        "RunsTest.whatALaterGenerationLeftIsFoundBeforeWhatAnOlderProcessHeldForLong",
+    ),
+    Guard(
+        "admission", "Rendezvous",
+        'return Join.refused("superseded: all " + join.size() + " ranks of this group were admitted");',
+        "return Join.table(0, gathering.table);",
+        "RendezvousTest.whoeverComesLaterIsRefused", quick=True,
+    ),
+    Guard(
+        "one attempt a rank", "Rendezvous",
+        "members.remove(newest.put(join.wanted(), join.nonce()));", "newest.put(join.wanted(), join.nonce());",
+        "RendezvousTest.aRetryTakesThePlaceOfTheAttemptThatWantedTheSameRank",
+    ),
+    Guard(
+        "an attempt that was replaced does not come back", "Rendezvous",
+        "} else if (!newest.get(join.wanted()).equals(join.nonce())) {", "} else if (newest.isEmpty()) {",
+        "RendezvousTest.aForgottenAttemptDoesNotComeBackBeforeItsRetry",
+    ),
+    Guard(
+        "an older group is not admitted", "Rendezvous",
+        "if (groups.keySet().stream().anyMatch(join.group()::isOlder)) {", "if (groups == null) {",
+        "RendezvousTest.anOlderGroupIsRefusedOnceALaterOneGathers",
+    ),
+    Guard(
+        "the nonce of an admission, in the names of blocks", "Header",
+        'String.format("%016x", nonce);', 'String.format("%016x", 0);',
+        "HeaderTest.namesAreSpeltAsInPython", quick=True,
+    ),
+    Guard(
+        "the nonce of an admission, in the names of bells", "Group",
+        "kind, run, Integer.toUnsignedString(generation), nonce);",
+        "kind, run, Integer.toUnsignedString(generation), 0);",
+        "HeaderTest.namesAreSpeltAsInPython",
+    ),
+    Guard(
+        "the checksum of a header", "Header",
+        "return raw.getInt(HEADER_CRC_AT) == ownCrc() && raw.getInt(HEADER_CRC_AT + Integer.BYTES) == 0;",
+        "return ownCrc() != 0;",
+        "HeaderTest.everyBitButTheTypeIsComparedWithWhatWasAskedFor",
+    ),
+    Guard(
+        "a header is compared with what was asked for", "Sink",
+        "|| !header.hasIdentity(wanted)", "",
+        "SinkTest.aBlockThatIsNotTheOneAskedForIsRefusedAndNothingWritten",
+    ),
+    Guard(
+        "the checksum of a payload", "Sink",
+        "} else if (header.bodyMatches(landing.crc())) {", "} else if (header != null) {",
+        "SinkTest.anyChangedBitOfTheBodyIsFound", quick=True,
+    ),
+    Guard(
+        "the checksum of a frame", "Frame",
+        "if (crc != crc(size, type, tag, body.duplicate())) {", "if (crc == 0 && size == 0) {",
+        "FrameTest.anyChangedBitIsFoundOrLeavesTheFrameUnfinished",
+    ),
+    Guard(
+        "the verdict over who is silent", "Pulse",
+        "if (now - last > limitMs) {", "if (now - last > Long.MAX_VALUE / 2) {",
+        "PulseTest.whoIsExpectedAndNotHeardOfIsSilent",
+    ),
+    Guard(
+        "a superfluous attempt does not win", "GroupAttempt",
+        "if (number > 0 && !waitInVain(task)) {", "if (number > 1000) {",
+        "GroupAttemptTest.aSuperfluousAttemptWaitsToBeKilled",
+    ),
+]  # fmt: skip
