@@ -43,7 +43,7 @@ class FakeBridge:
     def _answer(self, session: socket.socket) -> None:
         with suppress(OSError):
             while head := session.recv(PREFIX.size, socket.MSG_WAITALL):
-                length, kind, tag = PREFIX.unpack(head)
+                length, kind, tag, _ = PREFIX.unpack(head)
                 more = length - PREFIX.size + 4
                 body = Reader(session.recv(more, socket.MSG_WAITALL) if more else b"")
                 if not self.hangs:
@@ -53,7 +53,7 @@ class FakeBridge:
         if kind == Request.SERVE:
             self.serving.append(body.number("I"))
             return
-        hello = Writer().text("7").text("host").number("H", 1).text("id").text("/d")
+        hello = Writer().text("7").text("host").number("H", 1).text("id").text("/d").text("")
         session.sendall((hello if kind == Request.HELLO else Writer().number("H", 0)).frame(kind | ANSWER, tag))
         self.told += kind == Request.COUNTERS
 
