@@ -230,7 +230,7 @@ class CheckpointStore:
             headers = list(pool.map(lambda part: self.check_part(name, part), manifest.files))
         states = headers[: len(manifest.parts)]
         for part, header in zip(manifest.parts, states, strict=True):
-            alike = header.scalars.get("signature") == states[0].scalars.get("signature")
+            alike = header.scalars["signature"] == states[0].scalars["signature"]
             if not alike or header.tensors.keys() != states[0].tensors.keys():
                 raise self._error(name, part.file, "is a state of another model than the other parts")
         known = {WEIGHTS}.union(*(header.tensors for header in headers))
@@ -374,6 +374,9 @@ def _check_state(part: Part, header: Header) -> None:
     """
     if tuple((start, stop) for start, stop in header.scalars[OWNED] if start < stop) != part.owned:
         raise ValueError("it holds other ranges than its manifest says")
+    for name, kind in (("signature", str), ("log", dict), ("scalars", dict)):
+        if not isinstance(header.scalars[name], kind):
+            raise TypeError(f"its {name!r} is no {kind.__name__}")
     spans = header.scalars[SPANS]
     for name, (first, last) in spans.items():
         length = sum(max(0, min(stop, last) - max(start, first)) for start, stop in part.owned)

@@ -152,7 +152,13 @@ def test_the_exported_model_loads_into_the_users_with_tied_and_frozen_parameters
 
 
 def state_with(weights: torch.Tensor, others: dict[str, torch.Tensor]) -> bytes:
-    described = {"signature": "", "owned": [[0, len(weights)]], "spans": {"weights": [0, len(weights)]}}
+    described = {
+        "signature": "",
+        "log": {},
+        "scalars": {},
+        "owned": [[0, len(weights)]],
+        "spans": {"weights": [0, len(weights)]},
+    }
     return pack_state({"weights": weights, **others}, described)
 
 
