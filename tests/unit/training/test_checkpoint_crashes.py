@@ -59,8 +59,8 @@ def test_all_is_on_disk_before_the_manifest_has_its_name_and_the_name_before_the
 def deed(line: str) -> tuple[str, str] | None:
     """What a line of the trace did to which path."""
     for call, pattern in (
-        ("write", r"write\(\d+<(.*?)>"), ("fsync", r"fsync\(\d+<(.*?)>"), ("unlink", r"unlinkat\(\d+<(.*?)>, \"(.*?)\""),
-        ("rename", r"renameat\(\d+<(.*?)>, \"(.*?)\""),
+        ("write", r"write\(\d+<(.*?)>"), ("fsync", r"fsync\(\d+<(.*?)>"),
+        ("unlink", r"unlinkat\(\d+<(.*?)>, \"(.*?)\""), ("rename", r"renameat\(\d+<(.*?)>, \"(.*?)\""),
     ):  # fmt: skip
         found = re.match(pattern, line)
         if found is not None:
