@@ -14,9 +14,10 @@ import logging
 import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
+import pyarrow as pa
 import pyarrow.fs
 
 from mizzle.errors import CheckpointError, ConfigError
@@ -29,6 +30,7 @@ logger = logging.getLogger(__name__)
 
 _READERS = 4
 _PROBE = "probe"
+_FOLDER_BYTES = 4096  # of a new one, on most file systems
 _PEEK = 8  # bytes that tell how long the header of a state is
 
 
@@ -82,7 +84,7 @@ class CheckpointStore:
             CheckpointError: nothing can be written there.
         """
         name = f"ck-{iteration:012d}-{secrets.token_hex(8)}"
-        with self._explained(name, needed=0):
+        with self._explained(name, needed=_FOLDER_BYTES):
             self._storage.make(name)
         return name
 
@@ -259,7 +261,7 @@ class CheckpointStore:
             headers = list(pool.map(lambda part: self.check_part(name, part), manifest.files))
         states = headers[: len(manifest.parts)]
         for part, header in zip(manifest.parts, states, strict=True):
-            alike = header.scalars.get("signature") == states[0].scalars.get("signature")
+            alike = header.scalars["signature"] == states[0].scalars["signature"]
             if not alike or header.tensors.keys() != states[0].tensors.keys():
                 raise self._error(name, part.file, "is a state of another model than the other parts")
         known = {WEIGHTS}.union(*(header.tensors for header in headers))
@@ -299,6 +301,7 @@ class CheckpointStore:
 
         Raises:
             CheckpointError: the path cannot be read, or something could not be removed: the next call tries again.
+            ConfigError: ``keep`` is less than 1.
         """
         if keep < 1:
             raise ConfigError(f"keep={keep}: at least one checkpoint is kept")
@@ -310,10 +313,19 @@ class CheckpointStore:
                 old.append(one.name)
             elif kept or one.name in checked or self._is_valid(one.name):
                 kept.append(one.name)
-        for name in old if kept else []:
-            if name not in protect:
-                with self._explained(name):
+        if kept:
+            self._remove([name for name in old if name not in protect])
+
+    def _remove(self, names: Collection[str]) -> None:
+        failed: list[CheckpointError] = []
+        for name in names:
+            try:
+                with self._explained(name), suppress(FileNotFoundError):  # somebody else was quicker
                     self._storage.remove(name, MANIFEST)
+            except CheckpointError as error:
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def _is_valid(self, name: str) -> bool:
         try:
@@ -373,9 +385,9 @@ class CheckpointStore:
         """Turn errors of the file system into ours; ``needed`` bytes were to be written."""
         try:
             yield
-        except OSError as error:
-            reason = error.strerror or str(error)
-            if needed is not None and error.errno in {errno.ENOSPC, errno.EDQUOT}:
+        except (OSError, pa.ArrowException) as error:
+            reason = getattr(error, "strerror", None) or str(error)
+            if needed is not None and getattr(error, "errno", None) in {errno.ENOSPC, errno.EDQUOT}:
                 free = self._storage.free_bytes()
                 room = "how many are free is not known" if free is None else f"{free} are free"
                 reason = f"no room for {needed} bytes, {room}: make room, keep fewer checkpoints or choose another path"
@@ -399,8 +411,11 @@ def _check_state(part: Part, header: Header) -> None:
     Raises:
         ValueError: says what is wrong. KeyError and TypeError: something is missing, or of another type.
     """
-    if tuple((start, stop) for start, stop in header.scalars[OWNED]) != part.owned:
+    if tuple((start, stop) for start, stop in header.scalars[OWNED] if start < stop) != part.owned:
         raise ValueError("it holds other ranges than its manifest says")
+    for name, kind in (("signature", str), ("log", dict), ("scalars", dict)):
+        if not isinstance(header.scalars[name], kind):
+            raise TypeError(f"its {name!r} is no {kind.__name__}")
     spans = header.scalars[SPANS]
     for name, (first, last) in spans.items():
         length = sum(max(0, min(stop, last) - max(start, first)) for start, stop in part.owned)

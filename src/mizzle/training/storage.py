@@ -48,7 +48,11 @@ class Source:
 
 
 class Storage(Protocol):
-    """Folders with files in them, below one path. Errors are OSErrors, and CheckpointErrors that name the file."""
+    """Folders with files in them, below one path. Errors are OSErrors, and CheckpointErrors that name the file.
+
+    Attributes:
+        path: for people.
+    """
 
     path: str
 
@@ -118,7 +122,7 @@ class LocalStorage:
         """See `Storage`."""
         with self._folder(folder) as at:
             self._write(at, file, content, seen)
-            os.fsync(at)
+            _sync_open(at)
 
     def write_last(self, folder: str, file: str, content: bytes) -> None:
         """See `Storage`."""
@@ -126,7 +130,7 @@ class LocalStorage:
         with self._folder(folder) as at:
             self._write(at, half, memoryview(content), lambda _: None)
             os.rename(half, file, src_dir_fd=at, dst_dir_fd=at)
-            os.fsync(at)
+            _sync_open(at)
         _sync(Path(self.path))
 
     def num_bytes(self, folder: str, file: str) -> int | None:
@@ -159,7 +163,7 @@ class LocalStorage:
             with self._folder(folder) as at:
                 with suppress(FileNotFoundError):
                     os.unlink(first, dir_fd=at)
-                    os.fsync(at)
+                    _sync_open(at)
                 for name in os.listdir(at):  # noqa: PTH208 - of an open directory
                     os.unlink(name, dir_fd=at)
             path.rmdir()
@@ -167,7 +171,10 @@ class LocalStorage:
 
     def free_bytes(self) -> int | None:
         """See `Storage`."""
-        return shutil.disk_usage(self.path).free
+        try:
+            return shutil.disk_usage(self.path).free
+        except OSError:
+            return None
 
     @contextmanager
     def _folder(self, folder: str) -> Iterator[int]:
@@ -200,15 +207,16 @@ class ArrowStorage:
 
     def __init__(self, filesystem: fs.FileSystem, path: str) -> None:
         """See the class."""
-        self.path = path.rstrip("/")
+        self._root = path.rstrip("/")
+        self.path = f"{filesystem.type_name.rpartition('+')[2]}://{self._root}"  # for people; a URI may hold a password
         self._filesystem = filesystem
         self._has_folders = filesystem.type_name not in _OBJECT_STORES
 
     def folders(self) -> Mapping[str, frozenset[str] | None]:
         """See `Storage`. One listing by prefix: object stores know no folders."""
         found: dict[str, set[str]] = {}
-        for info in self._filesystem.get_file_info(fs.FileSelector(self.path, allow_not_found=True, recursive=True)):
-            folder, _, file = info.path.removeprefix(self.path).strip("/").partition("/")
+        for info in self._filesystem.get_file_info(fs.FileSelector(self._root, allow_not_found=True, recursive=True)):
+            folder, _, file = info.path.removeprefix(self._root).strip("/").partition("/")
             if file or info.type == fs.FileType.Directory:
                 found.setdefault(folder, set()).add(file)
         return {folder: frozenset(files - {""}) for folder, files in found.items()}
@@ -256,7 +264,7 @@ class ArrowStorage:
         return None
 
     def _of(self, *names: str) -> str:
-        return "/".join([self.path, *names])
+        return "/".join([self._root, *names])
 
 
 def storage_of(path: str, filesystem: fs.FileSystem | None = None) -> Storage:
@@ -287,6 +295,15 @@ def pieces(memory: memoryview) -> Iterator[memoryview]:
 def _sync(folder: Path) -> None:
     opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(opened)
+        _sync_open(opened)
     finally:
         os.close(opened)
+
+
+def _sync_open(folder: int) -> None:
+    """Put the names in a folder on disk, where the file system knows such a thing (some in user space do not)."""
+    try:
+        os.fsync(folder)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP, errno.ENOSYS}:
+            raise

@@ -72,6 +72,9 @@ class Saver:
         assert found is not None, what
         assert found[1].iteration in {1, 2}, what
         assert_loads(store, found[1])
+        for one in store.listed():
+            if one.committed:
+                store.verify(one.name)  # none is half removed and still looks like one
         assert sum(not one.committed for one in store.listed()) <= 1, what
         name = save(store, 3)
         store.retain(1)

@@ -7,6 +7,7 @@ import logging
 import os
 import pickle
 import re
+import stat
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -151,7 +152,13 @@ def test_the_exported_model_loads_into_the_users_with_tied_and_frozen_parameters
 
 
 def state_with(weights: torch.Tensor, others: dict[str, torch.Tensor]) -> bytes:
-    described = {"signature": "", "owned": [[0, len(weights)]], "spans": {"weights": [0, len(weights)]}}
+    described = {
+        "signature": "",
+        "log": {},
+        "scalars": {},
+        "owned": [[0, len(weights)]],
+        "spans": {"weights": [0, len(weights)]},
+    }
     return pack_state({"weights": weights, **others}, described)
 
 
@@ -248,6 +255,7 @@ def test_where_a_uri_leads_and_what_leads_nowhere(tmp_path: Path, object_store: 
     remote = CheckpointStore(uri)
     fs.FileSystem.from_uri(uri)[0].create_dir("other")
     assert remote.newest_valid() is None
+    assert remote.path == "s3://other/run", "what is printed has no password in it"
     save(remote, 3)
     assert [one.iteration for one in CheckpointStore(uri).listed()] == [3]
     save(CheckpointStore(f"file://{tmp_path}/x"), 1)
@@ -276,6 +284,31 @@ def test_files_of_others_at_the_path_are_left_alone(tmp_path: Path) -> None:
     assert [one.iteration for one in store.listed()] == [2]
     assert (tmp_path / "notes" / "x").exists()
     assert (tmp_path / "ck-old.txt").exists()
+
+
+def test_what_cannot_be_removed_is_told_and_keeps_nothing_else_from_being_removed(tmp_path: Path) -> None:
+    store = CheckpointStore(str(tmp_path))
+    _, stuck, new = (save(store, iteration) for iteration in (1, 2, 3))
+    (tmp_path / stuck / "a folder").mkdir()
+    assert stuck in failing(lambda: store.retain(1))
+    assert [one.name for one in store.listed()] == [new, stuck]
+    (tmp_path / stuck / "a folder").rmdir()
+    store.retain(1)
+    assert [one.name for one in store.listed()] == [new]
+
+
+def test_a_file_system_that_knows_no_fsync_of_folders_will_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.fsync
+
+    def picky(number: int) -> None:
+        if stat.S_ISDIR(os.fstat(number).st_mode):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        real(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", picky)
+        name = save(CheckpointStore(str(tmp_path)), 1)
+    CheckpointStore(str(tmp_path)).verify(name)
 
 
 def failing(call: Callable[[], object]) -> str:

@@ -51,13 +51,16 @@ def test_all_is_on_disk_before_the_manifest_has_its_name_and_the_name_before_the
     assert ("fsync", root) in before, "the folder may be gone after a loss of power"
     removing = next(at for at, (call, _) in enumerate(after) if call == "unlink")
     assert ("fsync", folder) in after[:removing], "the manifest's name may be gone when older ones are removed"
+    old, _, first = after[removing][1].rpartition("/")
+    assert first == "MANIFEST.json", "it would still look like a checkpoint with its files gone"
+    assert after[removing + 1] == ("fsync", old), "the manifest may be back after a loss of power"
 
 
 def deed(line: str) -> tuple[str, str] | None:
     """What a line of the trace did to which path."""
     for call, pattern in (
-        ("write", r"write\(\d+<(.*?)>"), ("fsync", r"fsync\(\d+<(.*?)>"), ("unlink", r"unlinkat\(\d+<(.*?)>"),
-        ("rename", r"renameat\(\d+<(.*?)>, \"(.*?)\""),
+        ("write", r"write\(\d+<(.*?)>"), ("fsync", r"fsync\(\d+<(.*?)>"),
+        ("unlink", r"unlinkat\(\d+<(.*?)>, \"(.*?)\""), ("rename", r"renameat\(\d+<(.*?)>, \"(.*?)\""),
     ):  # fmt: skip
         found = re.match(pattern, line)
         if found is not None:
