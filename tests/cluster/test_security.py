@@ -127,7 +127,7 @@ def test_by_default_a_stranger_reads_forges_and_has_classes_made(spark_local: Sp
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("profile", ["gcm", "tls"])
+@pytest.mark.parametrize("profile", ["gcm", pytest.param("tls", marks=pytest.mark.slow)])
 def test_a_secure_application_trains_to_the_same_bits_and_gives_strangers_nothing(
     profile: str, spark_local: SparkSession, tmp_path: Path
 ) -> None:
