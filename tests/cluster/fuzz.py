@@ -6,8 +6,13 @@ import random
 import socket
 import struct
 from collections.abc import Iterator
+from contextlib import closing
+from typing import Any
 
-from contract.stores import TIMEOUT_S, LocalBridge
+from pyspark.sql import SparkSession
+
+from contract.stores import TIMEOUT_S, LocalBridge, join
+from harness import RUN
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import PREFIX, PROTOCOL_VERSION, Request, Writer
@@ -16,28 +21,30 @@ from mizzle.blocks.notes import prepare_control
 from mizzle.errors import Fenced
 
 FRAMES_A_CONNECTION = 20
+MB = 1 << 20
+MOST_GROWTH = 64 * MB
 _NOBODY = 1 << 30
 """No process has such a number: the bridge ends residents that do not answer."""
 _NO_PICKLE = b"\xff"
 """Nothing that can be unpickled begins so: an idle resident that is given it says so."""
 
 
-def held_bytes(jvm: object) -> int:
+def held_bytes(jvm: Any) -> int:
     """What a JVM reached through py4j still holds after a garbage collection: heap, direct and mapped buffers."""
-    runtime = jvm.java.lang.Runtime.getRuntime()  # type: ignore[attr-defined]
+    runtime = jvm.java.lang.Runtime.getRuntime()
     runtime.gc()
-    pools = jvm.java.lang.management.ManagementFactory.getPlatformMXBeans(  # type: ignore[attr-defined]
-        jvm.java.lang.Class.forName("java.lang.management.BufferPoolMXBean")  # type: ignore[attr-defined]
+    pools = jvm.java.lang.management.ManagementFactory.getPlatformMXBeans(
+        jvm.java.lang.Class.forName("java.lang.management.BufferPoolMXBean")
     )
     used = int(runtime.totalMemory()) - int(runtime.freeMemory())
     return used + sum(int(pool.getMemoryUsed()) for pool in pools)
 
 
 class Fuzzer:
-    """Repeatable: the same seed gives the same frames."""
+    """Repeatable: the same seed gives the same frames. Where ``runs`` may be begun, some come from within a group."""
 
-    def __init__(self, bridge: LocalBridge, seed: int) -> None:
-        self._bridge = bridge
+    def __init__(self, path: str, token: bytes, seed: int, runs: LocalBridge | None = None) -> None:
+        self._path, self._token, self._admits = path, token, runs
         self._dice = random.Random(seed)  # noqa: S311 - to be repeatable, not secret
         self._runs = 0
         self.sent = 0
@@ -47,15 +54,15 @@ class Fuzzer:
     def play(self, frames: int) -> None:
         """Send so many, by strangers, by workers that have said hello, and by ranks within a group."""
         while self.sent < frames:
-            kind = self._dice.randrange(3)
+            kind = self._dice.randrange(2 if self._admits is None else 3)
             with self._member() if kind == 2 else self._connected(hello=kind == 1) as raw:
                 self._pour(raw)
 
     def _connected(self, *, hello: bool) -> socket.socket:
         raw = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        raw.connect(self._bridge.path)
+        raw.connect(self._path)
         if hello:
-            raw.sendall(Writer().number("H", PROTOCOL_VERSION).raw(self._bridge.token).frame(Request.HELLO, 1))
+            raw.sendall(Writer().number("H", PROTOCOL_VERSION).raw(self._token).frame(Request.HELLO, 1))
         return raw
 
     def _member(self) -> socket.socket:
@@ -70,7 +77,7 @@ class Fuzzer:
 
     def _joined(self) -> socket.socket:
         within = Deadline.after(TIMEOUT_S)
-        with BridgeClient(self._bridge.path, self._bridge.token, within) as client:
+        with BridgeClient(self._path, self._token, within) as client:
             _, _, arena = client.claim(self._run, 0, within)
             control = prepare_control(arena, 1).path
             client.join(self._run, generation=self._generation, group=0, size=1, control=control, deadline=within)
@@ -80,11 +87,13 @@ class Fuzzer:
         self._runs += 1
         self._generation = 0
         self._run = f"{self._runs:032x}"
-        self._bridge.begin(self._run)
+        if self._admits is not None:
+            self._admits.begin(self._run)
 
     def end(self) -> None:
         """The run that frames were about is over."""
-        self._bridge.end(self._run)
+        if self._admits is not None:
+            self._admits.end(self._run)
 
     def _pour(self, raw: socket.socket) -> None:
         frames = [self._frame() for _ in range(FRAMES_A_CONNECTION)]
@@ -140,3 +149,22 @@ class Fuzzer:
         yield Request.CANCEL, Writer().number("I", 5)
         yield Request.SERVE, Writer().number("IQi", _NOBODY, 0, -1).blob(b"")
         yield Request.HIRE, Writer().text(self._run).number("IBI", 0, 0, 5).blob(_NO_PICKLE)
+
+
+def fuzzed(spark: SparkSession, bridge: LocalBridge, *, frames: int, seed: int) -> None:
+    """Send that many to a bridge, beside ranks that go on with their work, and weigh it before and after."""
+    a, b = join(bridge, 2)
+    jvm: Any = spark.sparkContext._jvm
+    fuzzer = Fuzzer(bridge.path, bridge.token, seed, bridge)
+    with closing(a.client), closing(b.client):
+        fuzzer.play(frames // 10)  # its classes are loaded, its buffers have their sizes
+        before = held_bytes(jvm)
+        fuzzer.play(frames)
+        fuzzer.end()
+        assert fuzzer.answers > frames, "somebody answered"
+        name = BlockId(RUN, 0, 0, 0, Kind.RESULT, slice=0, source=0)
+        a.blocks.put(name, None, meta=b"well", dtype=DType.RAW, to=[1])
+        assert b.blocks.fetch(name, None).wait(Deadline.after(10)).meta == b"well"
+        grown = held_bytes(jvm) - before
+        print(f"{grown / MB:.1f} MB more after {fuzzer.sent} frames, answered by {fuzzer.answers} bytes")  # noqa: T201
+        assert grown <= MOST_GROWTH, f"{grown / MB:.0f} MB more after {fuzzer.sent} frames"

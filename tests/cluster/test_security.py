@@ -21,10 +21,11 @@ from pyspark import StorageLevel
 from pyspark.sql import SparkSession
 
 from cluster import on_cluster
+from cluster.fuzz import Fuzzer
 from cluster.stranger import rob
 from cluster.trainings import fit
 from harness import eventually
-from mizzle.blocks.bridge import BridgeClient, find_bridge
+from mizzle.blocks.bridge import CARD, BridgeClient, find_bridge
 from mizzle.blocks.deadline import Deadline
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.security import ENCRYPT
@@ -55,10 +56,9 @@ class Fort:
         """What the bridges say of themselves."""
         return [told(line) for line in self.told["bridges"].values()]
 
-    def clients(self) -> list[BridgeClient]:
-        """Connections to the executors' bridges, as this user may open them."""
-        cards = [path.parent for path in (self.home / "local").rglob("mizzle.bridge")]
-        return [BridgeClient(*find_bridge(str(card)), Deadline.after(10)) for card in cards]
+    def sockets(self) -> list[tuple[str, bytes]]:
+        """Sockets and tokens of the executors' bridges, as this user may read them."""
+        return [find_bridge(str(path.parent)) for path in (self.home / "local").rglob(CARD)]
 
     def leave(self) -> bool:
         """End it; whether it still worked."""
@@ -127,7 +127,7 @@ def test_by_default_a_stranger_reads_forges_and_has_classes_made(spark_local: Sp
 
 
 @pytest.mark.timeout(400)
-@pytest.mark.parametrize("profile", ["gcm", "tls"])
+@pytest.mark.parametrize("profile", ["gcm", pytest.param("tls", marks=pytest.mark.slow)])
 def test_a_secure_application_trains_to_the_same_bits_and_gives_strangers_nothing(
     profile: str, spark_local: SparkSession, tmp_path: Path
 ) -> None:
@@ -138,6 +138,8 @@ def test_a_secure_application_trains_to_the_same_bits_and_gives_strangers_nothin
         assert all(torch.equal(found.pop(name), value) for name, value in plain.model.state_dict().items())
         assert not found
         robbed(there, storage_level(spark_local), tls=profile == "tls")
+        for path, token in there.sockets():
+            Fuzzer(path, token, seed=5).play(1000)
         told_to_all = b"".join(path.read_bytes() for path in command_lines())
         assert b"mizzle.bridge.MizzlePlugin" in told_to_all
         assert not [secret for secret in there.told["secrets"] if secret.encode() in told_to_all]
@@ -154,9 +156,11 @@ def robbed(there: Fort, metadata: bytes, *, tls: bool) -> None:
                     block=f"{there.told['block']}_{block}", metadata=metadata, upload="test_forged", tls=speaks_tls,
                 )  # fmt: skip
                 assert (loot.read, loot.uploaded, loot.deserialized) == (None, False, False), loot.answers
-    for client in there.clients():
-        assert client.count_blocks("test_forged") == 0
-        client.close()
+    sockets = there.sockets()
+    assert len(sockets) == 2
+    for path, token in sockets:
+        with BridgeClient(path, token, Deadline.after(10)) as client:
+            assert client.count_blocks("test_forged") == 0
 
 
 def command_lines() -> list[Path]:
