@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from typing import Any
@@ -210,6 +211,30 @@ def test_a_loss_that_is_nan_is_raised_or_skipped(spark_local: SparkSession, poli
     assert when in result.history.skipped
     assert [i for i, loss in enumerate(result.history.losses) if loss != loss] == result.history.skipped  # noqa: PLR0124
     assert all(value.isfinite().all() for value in result.model.state_dict().values())
+
+
+class SlowWhereMarked(Mlp):
+    """Takes a fifth of a second more where rows are marked."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if (inputs[:, 0] == 1234).any():
+            threading.Event().wait(0.2)
+        return super().forward(inputs.clamp(-9, 9))
+
+
+def test_a_slow_rank_is_named_with_its_executor_and_host(
+    spark_local: SparkSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = digits()
+    rows.inputs[2::4, 0] = rows.inputs[3::4, 0] = 1234  # shards 2 and 3, which rank 1 of 2 holds
+    with caplog.at_level(logging.WARNING, "mizzle.spark.slow"):
+        result = fit(spark_local, Training(SlowWhereMarked, rows, sgd), run={"group_size": 3}, max_iterations=7)
+    (slow,) = result.history.stragglers
+    assert (slow.rank, slow.executor, slow.since, slow.iterations) == (1, "driver", 2, 5), "as it was in the end"
+    assert slow.factor > 2
+    assert result.report["stragglers"] == 1
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert f"rank=1 executor=driver host={slow.host} iteration=2: computes " in warning
 
 
 def test_two_fits_from_two_threads_do_not_disturb_each_other(
