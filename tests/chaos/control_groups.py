@@ -34,9 +34,10 @@ def make(controller: str, name: str) -> Path:
 
 
 def remove(controller: str, name: str) -> None:
-    """Once its processes are gone."""
-    with suppress(OSError):
-        (_parent(controller) / name).rmdir()
+    """All groups whose names begin so, once their processes are gone."""
+    for group in _parent(controller).glob(f"{name}*"):
+        with suppress(OSError):
+            group.rmdir()
 
 
 def limit_memory(name: str, num_bytes: int) -> None:

@@ -92,13 +92,17 @@ def exit_rank() -> None:
 
 def hold_back_rank() -> None:
     """From now on this process has a tenth of a processor."""
-    limit_processor(GROUP_NAME, 0.1)
+    limit_processor(f"{GROUP_NAME}-{os.getpid()}", 0.1)
 
 
 def fill_memory() -> None:
-    """This process takes more memory than it may."""
-    limit_memory(GROUP_NAME, 64 << 20)
+    """This process takes more memory than it may (`limit_rank`)."""
     bytearray(os.urandom(1 << 20) * 256)
+
+
+def limit_rank() -> None:
+    """This process may take 128 MiB beside what it has."""
+    limit_memory(f"{GROUP_NAME}-{os.getpid()}", 128 << 20)
 
 
 ACTIONS: dict[str, Callable[[], None]] = {
@@ -130,6 +134,8 @@ class Fault:
 
     def arm(self) -> None:
         """Put it into this process."""
+        if self.action == "fill_memory":
+            limit_rank()  # before a group begins, as containers do
         module, path = POINTS[self.point]
         owner: Any = importlib.import_module(module)
         *parents, name = path.split(".")

@@ -407,3 +407,22 @@ def test_a_plan_or_policy_that_makes_no_sense_is_refused(spark_local: SparkSessi
             shard_dataframe(checked, run=RUN, num_shards=2, shards_of_rank=shards_of_rank)
     with pytest.raises(ConfigError, match="hexadecimal"):
         shard_dataframe(checked, run="../../etc", num_shards=1, shards_of_rank=[[0]])
+
+
+def test_no_rows_in_one_of_four_partitions_and_a_skew_of_one_to_100000_lose_no_row(spark_local: SparkSession) -> None:
+    sizes = [1, 100_000, 0, 7]
+    df = frame(spark_local, sizes)
+    found = labels(shard(df, 4))
+    assert [len(one) for one in found] == [25_002] * 4
+    assert sorted(chain.from_iterable(found)) == list(range(sum(sizes)))
+
+
+def test_of_malformed_rows_every_one_is_counted_and_the_first_is_named(spark_local: SparkSession) -> None:
+    bad = "case y % 3000 when 17 then null when 1017 then array(x[0]) when 2017 then array(x[0], null) else x end"
+    df = frame(spark_local, [5000, 5000, 0, 5000]).withColumn("x", functions.expr(bad))
+    with pytest.raises(DataError, match="row 17 of partition 0: column 'x' is null"):
+        check_dataframe(df, COLUMNS)
+    checked = check_dataframe(df, COLUMNS, bad_rows="skip")
+    assert (checked.num_rows, checked.num_skipped) == (14_985, 15), "one of a thousand, in three ways"
+    kept = list(chain.from_iterable(labels(shard(df, 4, bad_rows="skip"))))
+    assert sorted(kept) == [n for n in range(15_000) if n % 1000 != 17]

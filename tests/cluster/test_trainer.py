@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
 from typing import Any
@@ -24,8 +25,9 @@ from cluster.trainings import (
     mark,
     trainer,
 )
-from mizzle.errors import NotFiniteError
-from mizzle.spark.trainer import TrainingResult
+from mizzle.config import RunConfig
+from mizzle.errors import DataError, NotFiniteError
+from mizzle.spark.trainer import Trainer, TrainingResult
 from mizzle.training.clipping import ClipByNorm
 from unit.training.runs import Cnn, Mlp, Rows, Training, digits, plain
 
@@ -138,6 +140,26 @@ def test_every_row_comes_exactly_once_an_epoch_also_with_fewer_rows_than_shards(
         assert result.model.state_dict()["seen"].tolist() == [-float(epochs)] * 13
         assert [epoch.rows for epoch in result.history.epochs] == [13] * epochs
         assert result.report["rows"] == 13
+        assert result.report["dropped_rows"] == 0
+
+
+def test_rows_of_empty_and_uneven_partitions_come_exactly_once_and_bad_ones_never(spark_local: SparkSession) -> None:
+    # Row n counts itself in element n; each third of the fifteen has a null among its numbers.
+    parts = [[0], [], list(range(1, 13)), [13, 14]]
+    spread = spark_local.sparkContext.parallelize(parts, 4).flatMap(lambda part: part)
+    bad = {2, 7, 12}
+    rows = spread.map(lambda n: ([None if n in bad and k == 0 else float(k == n) for k in range(15)], 0))
+    df = spark_local.createDataFrame(rows, "x array<float>, y int")
+    made = Trainer(
+        CountRows(15), mean, lambda groups: torch.optim.SGD(groups, lr=3.0), global_batch_size=3, max_epochs=2,
+        run=RunConfig(ranks=2, shards=4),
+    )  # fmt: skip
+    result = made.fit(df, features="x", label="y", bad_rows="skip")
+    counted = [0.0 if n in bad else -2.0 for n in range(15)]
+    assert result.model.state_dict()["seen"].tolist() == counted
+    assert (result.report["rows"], result.report["skipped_rows"]) == (12, 3)
+    with pytest.raises(DataError, match=r"row 1 of partition 2: column 'x' has a null inside its array"):
+        made.fit(df, features="x", label="y")
 
 
 @pytest.mark.parametrize("wire", ["bf16", "fp16"])
@@ -181,11 +203,40 @@ def test_a_loss_that_is_nan_is_raised_or_skipped(spark_local: SparkSession, poli
         with pytest.raises(NotFiniteError, match=rf"iteration {when} \(epoch 0\): the loss of shard 2 is nan") as found:
             fit(spark_local, training)
         assert "raised by rank" in found.value.__notes__[0]
+        assert "on rank 1" in str(found.value)  # of two, for shards 2 and 3
+        assert found.value.__notes__[1].startswith("rank 1 was in executor driver on ")
+        assert found.value.__notes__[2].startswith("the run was at: iterations ")
         return
     result = fit(spark_local, training)
     assert when in result.history.skipped
     assert [i for i, loss in enumerate(result.history.losses) if loss != loss] == result.history.skipped  # noqa: PLR0124
     assert all(value.isfinite().all() for value in result.model.state_dict().values())
+
+
+class SlowWhereMarked(Mlp):
+    """Takes a fifth of a second more where rows are marked."""
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if (inputs[:, 0] == 1234).any():
+            threading.Event().wait(0.2)
+        return super().forward(inputs.clamp(-9, 9))
+
+
+def test_a_slow_rank_is_named_with_its_executor_and_host(
+    spark_local: SparkSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = digits()
+    rows.inputs[2::4, 0] = rows.inputs[3::4, 0] = 1234  # shards 2 and 3, which rank 1 of 2 holds
+    with caplog.at_level(logging.WARNING, "mizzle.spark.slow"):
+        result = fit(spark_local, Training(SlowWhereMarked, rows, sgd), run={"group_size": 3}, max_iterations=7)
+    slow = max(result.history.stragglers, key=lambda one: one.iterations)
+    assert (slow.rank, slow.executor) == (1, "driver")
+    assert slow.since >= 2
+    assert slow.iterations >= 3
+    assert slow.factor > 2
+    assert result.report["stragglers"] == 1
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert f"executor=driver host={slow.host} iteration=" in warning
 
 
 def test_two_fits_from_two_threads_do_not_disturb_each_other(

@@ -60,6 +60,7 @@ class Hiring:
         deadline = Deadline.after(terms.timeout_s)
         with ExitStack() as stack:
             client = stack.enter_context(BridgeClient.connect(deadline))
+            stack.enter_context(_saying_where(client))
             work = stack.enter_context(_memory(self.work.value))
             given = None
             if self.with_rows:
@@ -75,6 +76,16 @@ class Hiring:
             assert told is not None, "the bridge answered a hire that waits with nobody"
         outcome: Outcome = cloudpickle.loads(told)
         return outcome
+
+
+@contextmanager
+def _saying_where(client: BridgeClient) -> Iterator[None]:
+    """An error of the body says in which executor it was."""
+    try:
+        yield
+    except Exception as error:
+        error.add_note(f"in executor {client.executor_id} on {client.host}, where a rank was to start")
+        raise
 
 
 @contextmanager
