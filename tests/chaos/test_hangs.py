@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import zipfile
+from pathlib import Path
 from typing import Any
 
+import pyspark
 import pytest
 
-from chaos.test_faults import FEWER, play
+from chaos.test_faults import BLOCKS, FEWER, play
+from mizzle.spark.session import _JAR
 
 pytestmark = pytest.mark.chaos
 
@@ -23,6 +29,12 @@ SCENES: dict[str, dict[str, Any]] = {
         "layout": FEWER, "fault": {"point": "reduce", "call": 8, "action": "pause_driver"}, "sleeps": True,
     },
 }  # fmt: skip
+
+
+THROWS: dict[str, dict[str, Any]] = {
+    "nothing": {"layout": BLOCKS},
+    "a block is not asked for": {"layout": BLOCKS, "throws": True},
+}
 
 
 @pytest.fixture(scope="module")
@@ -55,3 +67,32 @@ def test_a_frozen_executors_ranks_end_and_it_is_fenced_when_it_wakes_up(found: d
 def test_executors_whose_driver_is_frozen_end_their_ranks_and_go_on_with_it(found: dict[str, dict[str, Any]]) -> None:
     outcome = found["driver asleep"]
     assert all(count >= 1 for count in outcome["fenced"].values()), outcome["fenced"]
+
+
+def faulty_jar(home: Path) -> None:
+    """mizzle's jar, with a plugin whose bridges throw when they are told to."""
+    sources, mine = Path(__file__).parents[2] / "java" / "src" / "test", home / "faulty.jar"
+    shutil.copy(_JAR, mine)
+    jars = Path(pyspark.__file__).parent / "jars"
+    (source,) = sources.rglob("FaultyPlugin.java")
+    subprocess.run(
+        ["javac", "--release", "17", "-nowarn", "-cp", f"{mine}:{jars}/*", "-d", str(home / "classes"), str(source)],
+        check=True, timeout=120,
+    )  # fmt: skip
+    with zipfile.ZipFile(mine, "a") as jar:
+        for made in (home / "classes").rglob("*.class"):
+            jar.write(made, made.relative_to(home / "classes"))
+
+
+@pytest.mark.timeout(620)
+def test_an_asynchronous_call_that_throws_in_a_real_bridge_is_survived_at_once(tmp_path: Path) -> None:
+    faulty_jar(tmp_path)
+    found = play(tmp_path, THROWS, 600, "on_hung_cluster.py")
+    outcome, nothing = found["a block is not asked for"], found["nothing"]
+    assert "error" not in outcome, outcome["trace"]
+    assert outcome["struck"] == ["thrown"]
+    assert len(outcome["faults"]) == 1, "it surfaces, and in the group that it belongs to"
+    assert "a block" in outcome["faults"][0]
+    assert outcome["noticed_s"][0] < 2 + 2, "peers have two seconds to say what they know"
+    assert outcome["losses"] == nothing["losses"]
+    assert outcome["model"] == nothing["model"]
