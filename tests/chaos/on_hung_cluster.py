@@ -157,16 +157,16 @@ def stop_when_dealt_again(ledger: Path, other: Path) -> None:
 
 
 def counted(_: int, rows: Iterable[int]) -> Iterator[tuple[str, int]]:
-    """Runs on an executor: how often its bridge has fenced somebody."""
+    """Runs on an executor: how often the driver was out of its bridge's reach."""
     from mizzle.blocks.bridge import BridgeClient
 
     list(rows)
     with BridgeClient.connect(Deadline.after(30)) as client:
-        yield client.executor_id, client.counters()["fenced"]
+        yield client.executor_id, client.counters()["leases_lost"]
 
 
 def fenced(spark: SparkSession) -> dict[str, int]:
-    """By executor, how often its bridge has fenced somebody."""
+    """By executor, how often its bridge has fenced itself."""
     hosts = DriverSide(spark.sparkContext).hosts()
     tasks = placed(spark.sparkContext, [(host, executor) for executor, host in hosts.items()])
     return dict(tasks.mapPartitionsWithIndex(counted).collect())

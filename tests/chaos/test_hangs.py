@@ -51,7 +51,8 @@ def test_the_result_is_that_of_a_run_in_which_nobody_stood_still(found: dict[str
     assert len(outcome["struck"]) == (0 if scene == "nothing" else 1 + ("at_deal" in SCENES[scene]))
     assert outcome["losses"] == nothing["losses"]
     assert outcome["model"] == nothing["model"]
-    assert bool(outcome["faults"]) == (scene != "nothing")
+    # Without its driver a group may still end; the next one then finds nobody and the ranks take their places anew.
+    assert bool(outcome["faults"]) == (scene not in {"nothing", "driver asleep"})
     assert all(noticed < 30 for noticed in outcome["noticed_s"]), "long before Spark's own two minutes"
 
 
@@ -60,13 +61,13 @@ def test_a_frozen_executors_ranks_end_and_it_is_fenced_when_it_wakes_up(found: d
     assert outcome["slept"]["residents"] >= 1
     assert outcome["slept"]["gone_s"] is not None
     assert outcome["slept"]["gone_s"] < 15, "its bridge said nothing for the length of a lease"
-    assert max(outcome["fenced"].values()) >= 1
+    assert sorted(outcome["fenced"].values()) == [0, 0, 1]
     assert min(outcome["sizes"]) < 3, "the others went on without it"
 
 
 def test_executors_whose_driver_is_frozen_end_their_ranks_and_go_on_with_it(found: dict[str, dict[str, Any]]) -> None:
     outcome = found["driver asleep"]
-    assert all(count >= 1 for count in outcome["fenced"].values()), outcome["fenced"]
+    assert list(outcome["fenced"].values()) == [1, 1, 1]
 
 
 def faulty_jar(home: Path) -> None:
