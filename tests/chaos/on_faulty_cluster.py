@@ -84,6 +84,7 @@ def played(
         "sizes": list(watch.sizes),
         "struck": struck(ledger),
         "faults": [one.cause for one in result.history.faults],
+        "noticed_at": [one.noticed_at for one in result.history.faults],
         "noticed_s": [one.noticed_at - hit[0] for one in result.history.faults] if hit else [],
         "resume_s": resumed[0] if resumed else None,
         "wall_s": time.time() - begun,

@@ -18,6 +18,7 @@ from pyspark import cloudpickle
 from pyspark.sql import DataFrame, SparkSession
 
 import cluster.trainings
+import mizzle.spark.session
 from chaos import faults
 from chaos.faults import ACTIONS, Fault, executor_pid
 from chaos.on_faulty_cluster import EXECUTORS, Watch, played
@@ -25,7 +26,7 @@ from chaos.on_faulty_cluster import cluster as start_cluster
 from mizzle.blocks.deadline import Deadline
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.placement import placed
-from mizzle.spark.runner import GroupRunner
+from mizzle.spark.runner import GroupRun, GroupRunner
 from unit.training.runs import Rows
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
@@ -126,6 +127,19 @@ def stop_before_fetch(spark: SparkSession, ledger: Path) -> None:
     GroupRunner.fetch = struck  # type: ignore[method-assign, assignment]
 
 
+def arm_at_boundary(home: Path) -> None:
+    """After some groups the next block that any executor asks another one for is not asked for: the call throws."""
+    run_once = GroupRunner._run_once
+
+    def armed(runner: GroupRunner, title: str, pickled: bytes) -> GroupRun:
+        if runner._since.iteration >= 10:
+            GroupRunner._run_once = run_once  # type: ignore[method-assign]
+            (home / "arm").touch()
+        return run_once(runner, title, pickled)
+
+    GroupRunner._run_once = armed  # type: ignore[method-assign, assignment]
+
+
 def stop_when_dealt_again(ledger: Path, other: Path) -> None:
     """An executor stops while it reads rows again, because another one was killed."""
     fault = Fault(point="deal", call=0, action="stop_executor", ledger=ledger)
@@ -143,50 +157,62 @@ def stop_when_dealt_again(ledger: Path, other: Path) -> None:
 
 
 def counted(_: int, rows: Iterable[int]) -> Iterator[tuple[str, int]]:
-    """Runs on an executor: how often its bridge has fenced somebody."""
+    """Runs on an executor: how often the driver was out of its bridge's reach."""
     from mizzle.blocks.bridge import BridgeClient
 
     list(rows)
     with BridgeClient.connect(Deadline.after(30)) as client:
-        yield client.executor_id, client.counters()["fenced"]
+        yield client.executor_id, client.counters()["leases_lost"]
 
 
 def fenced(spark: SparkSession) -> dict[str, int]:
-    """By executor, how often its bridge has fenced somebody."""
+    """By executor, how often its bridge has fenced itself."""
     hosts = DriverSide(spark.sparkContext).hosts()
     tasks = placed(spark.sparkContext, [(host, executor) for executor, host in hosts.items()])
     return dict(tasks.mapPartitionsWithIndex(counted).collect())
 
 
-def scene(spark: SparkSession, how: dict[str, Any], home: Path, number: int, watch: Watch) -> dict[str, Any]:
-    """One of them, with all executors there at its beginning."""
-    ledger, deadline = home / f"ledger{number}", Deadline.after(SOON_S)
-    ledger.mkdir()
-    driver = DriverSide(spark.sparkContext)
-    while len(driver.bridges()) < EXECUTORS:  # Spark replaces those that died
-        deadline.check("executors")
-        threading.Event().wait(0.05)
-    fault = Fault(ledger=ledger, **how["fault"]) if how.get("fault") else None
-    sleepers = Sleepers(home) if how.get("sleeps") else None
+def prepare(spark: SparkSession, how: dict[str, Any], home: Path, ledger: Path) -> None:
+    """Whatever strikes from outside of the ranks."""
     if how.get("sleeps"):
         keep_alive(spark)
     if how.get("at_fetch"):
         stop_before_fetch(spark, ledger)
+    if how.get("throws"):
+        arm_at_boundary(home)
     if how.get("at_deal"):
         (home / "dealt").mkdir()
         stop_when_dealt_again(home / "dealt", ledger)
+
+
+def all_there(spark: SparkSession) -> None:
+    """Spark replaces executors that died, and who slept is heard of again."""
+    driver, deadline = DriverSide(spark.sparkContext), Deadline.after(SOON_S)
+    while len(driver.bridges()) < EXECUTORS:
+        deadline.check("executors")
+        threading.Event().wait(0.05)
+
+
+def scene(spark: SparkSession, how: dict[str, Any], home: Path, number: int, watch: Watch) -> dict[str, Any]:
+    """One of them, with all executors there at its beginning."""
+    ledger, thrown = home / f"ledger{number}", home / "thrown"
+    ledger.mkdir()
+    all_there(spark)
+    fault = Fault(ledger=ledger, **how["fault"]) if how.get("fault") else None
+    sleepers = Sleepers(home) if how.get("sleeps") else None
+    prepare(spark, how, home, ledger)
     before = fenced(spark)
     layout = {name: tuple(value) if isinstance(value, list) else value for name, value in how["layout"].items()}
     found = played(spark, fault, ledger, layout, watch)
     cluster.trainings.frame = FRAME
     if sleepers:
         found["slept"] = sleepers.done()
-        again = Deadline.after(SOON_S)
-        while len(driver.bridges()) < EXECUTORS:
-            again.check("who has slept to be heard of")
-            threading.Event().wait(0.05)
+        all_there(spark)
         found["fenced"] = {executor: count - before.get(executor, 0) for executor, count in fenced(spark).items()}
-    if how.get("at_deal"):
+    if how.get("throws") and thrown.exists() and "error" not in found:
+        found["struck"].append(thrown.name)
+        found["noticed_s"] = [at - thrown.stat().st_ctime for at in found["noticed_at"]]
+    if how.get("at_deal") and "error" not in found:
         found["struck"] += [path.name for path in (home / "dealt").iterdir()]
     return found
 
@@ -198,6 +224,9 @@ def main(home: Path) -> None:
     faults.ACTIONS = ACTIONS
     logging.basicConfig(level=logging.INFO, filename=home / "driver.log", format="%(asctime)s %(name)s %(message)s")
     scenes: list[dict[str, Any]] = json.loads((home / "scenes.json").read_text())
+    if (home / "faulty.jar").exists():
+        mizzle.spark.session._JAR = home / "faulty.jar"
+        mizzle.spark.session.PLUGIN = "org.mizzle.bridge.FaultyPlugin"
     spark = start_cluster(home, scenes[0]["master"], **{"spark.executorEnv.CHAOS_HOME": str(home)})
     watch, found = Watch(), []
     for number, how in enumerate(scenes):

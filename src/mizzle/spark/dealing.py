@@ -15,7 +15,7 @@ from mizzle.errors import ConfigError, Misplaced, PeerLost
 from mizzle.scheduling.seats import Seat, moves, reseat
 from mizzle.spark.data import ShardInfo, shard_dataframe
 from mizzle.spark.driver import EMBEDDED, DriverSide, num_executors, task_slots
-from mizzle.spark.hiring import start_resident
+from mizzle.spark.hiring import start_early
 from mizzle.spark.placement import here
 from mizzle.spark.recovery import Retries
 from mizzle.spark.runner import Staff
@@ -36,7 +36,7 @@ class _Locate:
     def __call__(self) -> str:
         executor = here()
         if executor in self.new:
-            start_resident()
+            start_early()
         return executor
 
 

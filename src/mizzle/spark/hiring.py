@@ -10,8 +10,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pyspark import Broadcast, cloudpickle
@@ -22,6 +23,9 @@ from mizzle.blocks.residence import hire
 from mizzle.errors import BridgeLost
 from mizzle.spark.orders import Committed, JoinTerms, StartOrder
 from mizzle.spark.outcome import Failure, Outcome
+
+_EARLY = "mizzle.early-"
+"""How files in the executor's directory begin that stand for residents which were started early, by pid."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +75,8 @@ class Hiring:
             payload: bytes = cloudpickle.dumps(order)  # type: ignore[no-untyped-call]
             told = hire(client, terms.run, terms.generation, payload, wait=False, deadline=deadline)
             if told is None:
-                start_resident()
+                if not claim_early():
+                    start_resident()
                 told = hire(client, terms.run, terms.generation, payload, wait=True, deadline=deadline)
             assert told is not None, "the bridge answered a hire that waits with nobody"
         outcome: Outcome = cloudpickle.loads(told)
@@ -100,18 +105,56 @@ def _memory(content: bytes) -> Iterator[str]:
         os.close(file)
 
 
-def start_resident() -> None:
-    """Start a resident beside this Python worker, in the worker's environment but in a session of its own.
+def start_early() -> None:
+    """Start a resident for a task that will want one soon: see `claim_early`."""
+    (_directory() / f"{_EARLY}{start_resident()}").touch()
+
+
+def claim_early() -> bool:
+    """Whether a resident that was started early is still on its way, and is now the caller's to wait for.
+
+    Two processes that load torch at once take twice as long.
+    """
+    for mark in sorted(_directory().glob(f"{_EARLY}*")):
+        try:
+            mark.unlink()
+        except FileNotFoundError:
+            continue  # another task has claimed it, or it is there
+        if not _is_gone(int(mark.name.removeprefix(_EARLY))):
+            return True
+    return False
+
+
+def arrive() -> None:
+    """This process, a resident, is at its bridge: whoever wants one finds it there."""
+    with suppress(KeyError, OSError):
+        (_directory() / f"{_EARLY}{os.getpid()}").unlink()
+
+
+def _directory() -> Path:
+    return Path(os.environ["SPARK_LOCAL_DIRS"].split(",")[0])
+
+
+def _is_gone(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def start_resident() -> int:
+    """Start a resident beside this Python worker, in the worker's environment but in a session of its own; its pid.
 
     So Spark may end the worker, and PySpark's daemon its process group, while the resident lives on. Large tensors lie
     on huge pages, unless the environment says otherwise: backward makes new ones all the time, and to be given 400 MB
     in pages of 4 KB takes 0.4 s (torch's c10/core/impl/alloc_cpu.cpp).
     """
     paths = os.pathsep.join(path for path in sys.path if path)
-    subprocess.Popen(
+    started = subprocess.Popen(
         [sys.executable, "-m", "mizzle.spark.resident"],
         stdin=subprocess.DEVNULL,
         stdout=sys.stderr.fileno(),  # what a worker writes to standard output is read by Spark
         env={"THP_MEM_ALLOC_ENABLE": "1"} | os.environ | {"PYTHONPATH": paths},
         start_new_session=True,
     )
+    return started.pid

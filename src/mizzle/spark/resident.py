@@ -27,6 +27,7 @@ from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.residence import MAX_RESULT_BYTES, Order, OrderKind, serve
 from mizzle.errors import BridgeLost, BridgeMissing, Misplaced, MizzleError, TaskFailed
+from mizzle.spark.hiring import arrive
 from mizzle.spark.lifeline import end_with
 from mizzle.spark.orders import Committed, StartOrder
 from mizzle.spark.out_of_memory import note_if_out_of_memory
@@ -133,6 +134,7 @@ class Resident:
     def __init__(self) -> None:
         """Connect to the bridge of the executor that started this process."""
         self._bridge = BridgeClient.connect(Deadline.after(_CONNECT_S))
+        arrive()
         self._residence: _Residence | None = None
 
     def serve(self) -> None:

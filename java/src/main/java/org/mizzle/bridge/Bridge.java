@@ -53,10 +53,10 @@ final class Bridge implements Closeable {
   private final long leasePeriodMs;
   private final long leaseMs;
 
-  Bridge(SparkEnv env, DriverLink driver) throws IOException {
+  Bridge(SparkEnv env, DriverLink driver, Peers peers) throws IOException {
     this.driver = driver;
     blocks = new Blocks(env);
-    peers = new Peers(env);
+    this.peers = peers;
     counters = driver.counters();
     removals = new Removals(blocks::remove, janitor);
     new SecureRandom().nextBytes(token);

@@ -8,7 +8,7 @@ import java.util.concurrent.atomic.LongAdder;
 final class Counters {
   enum Name {
     BLOCKS_PUT, BYTES_PUT, BLOCKS_FETCHED, BYTES_FETCHED, BELLS_RUNG, BELLS_HEARD, FENCED, CORRUPT,
-    DRIVER_ASKS, LEASES, REFUSED
+    DRIVER_ASKS, LEASES, LEASES_LOST, REFUSED
   }
 
   private final Map<Name, LongAdder> values = new EnumMap<>(Name.class);

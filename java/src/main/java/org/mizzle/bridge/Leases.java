@@ -32,7 +32,7 @@ final class Leases implements Closeable {
   private final ScheduledExecutorService thread = Threads.scheduler("mizzle-leases");
   /** Never waits for the driver, nor for anybody else. */
   private final ScheduledExecutorService guard = Threads.scheduler("mizzle-lease-guard");
-  /** Whether the lease was over when it was looked at last; the guard's alone. */
+  /** Whether the lease was over when it was looked at last; guarded by this. */
   private boolean wasOver;
 
   Leases(Bridge bridge, ShardFolders folders, Lease lease) {
@@ -90,7 +90,9 @@ final class Leases implements Closeable {
       // Also when there is nothing to ask about: whoever says nothing counts as hung.
       boolean late;
       do {
+        // In this order: whoever was frozen in between has asked before.
         long askedMs = lease.now();
+        look();
         take(bridge.driver().leases(bridge.blocks().executorId(), known));
         lease.renewed(askedMs);
         // An answer that took so long renews nothing.
@@ -102,13 +104,17 @@ final class Leases implements Closeable {
     }
   }
 
-  /** Once the lease is over nothing of any run goes on here, until a later generation of it. */
-  private void look() {
+  /**
+   * Once the lease is over nothing of any run goes on here, until a later generation of it. Called
+   * by the guard, and before each renewal: whose lease was over has ended all before it is renewed.
+   */
+  private synchronized void look() {
     boolean isOver = lease.isOver();
     if (isOver != wasOver) {
       LOG.warn(isOver
           ? "the driver is out of reach: mizzle's bridge ends what its ranks are about"
           : "the driver answers mizzle's bridge again");
+      bridge.counters().add(Counters.Name.LEASES_LOST, isOver ? 1 : 0);
       wasOver = isOver;
     }
     if (isOver) {
