@@ -40,6 +40,16 @@ def remove(controller: str, name: str) -> None:
             group.rmdir()
 
 
+def release(name: str) -> None:
+    """Processes in groups whose names begin so are free again: they may serve what comes next."""
+    for controller in ("memory", "cpu"):
+        for group in _parent(controller).glob(f"{name}*"):
+            for pid in (group / "cgroup.procs").read_text().split():
+                with suppress(OSError):  # it has ended
+                    (group.parent / "cgroup.procs").write_text(pid)
+        remove(controller, name)
+
+
 def limit_memory(name: str, num_bytes: int) -> None:
     """This process may take that much memory from now on; what it has is not counted."""
     group = make("memory", name)

@@ -21,7 +21,8 @@ from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
 import mizzle
-from chaos.faults import Busy, Fault, Faulty, bits, struck
+from chaos.control_groups import release
+from chaos.faults import GROUP_NAME, Busy, Fault, Faulty, bits, struck
 from cluster.trainings import fit, frame
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.runner import GroupRun, GroupRunner
@@ -174,6 +175,7 @@ def main(home: Path) -> None:
             if scene.get("iterate")
             else played(spark, fault, ledger, layout, watch, scene.get("how", {}), busy=scene.get("busy", False))
         )
+        release(GROUP_NAME)
         (home / "found.json").write_text(json.dumps(found))
     spark.stop()
 

@@ -8,22 +8,23 @@ from typing import Any
 
 import pytest
 
-from chaos.control_groups import remove, skip_without
+from chaos.control_groups import release, skip_without
 from chaos.faults import GROUP_NAME
 from chaos.test_faults import RANKS, play
 
 pytestmark = pytest.mark.chaos
 HELD_BACK = {"point": "publish", "call": 8, "action": "hold_back_rank", "after": True}
 SCENES: dict[str, dict[str, Any]] = {
-    "out of memory again and again": {
-        "layout": RANKS, "fault": {"point": "backward", "call": 6, "action": "fill_memory", "times": 9},
-    },
-    "executor killed": {"layout": RANKS, "fault": {"point": "publish", "call": 12, "action": "kill_executor"}},
+    "nothing": {"layout": RANKS, "busy": True},
     "slow": {"layout": RANKS, "busy": True, "fault": HELD_BACK},
     "slow, and nobody waits": {
         "layout": RANKS, "busy": True, "fault": HELD_BACK, "how": {"stragglers": "drop", "max_iterations": 48},
     },
-    "nothing": {"layout": RANKS, "busy": True},
+    "executor killed": {"layout": RANKS, "fault": {"point": "publish", "call": 12, "action": "kill_executor"}},
+    # The last one: its fault strikes as often as it can, and processes serve one run after the other.
+    "out of memory again and again": {
+        "layout": RANKS, "fault": {"point": "backward", "call": 6, "action": "fill_memory", "times": 9},
+    },
 }  # fmt: skip
 
 
@@ -37,8 +38,7 @@ def found(home: Path) -> Iterator[dict[str, dict[str, Any]]]:
     """What came of every scene."""
     skip_without()
     yield play(home, SCENES, 420)
-    for controller in ("memory", "cpu"):
-        remove(controller, GROUP_NAME)
+    release(GROUP_NAME)
 
 
 @pytest.mark.timeout(480)
@@ -46,13 +46,13 @@ def test_a_rank_that_runs_out_of_memory_again_and_again_ends_the_run_and_is_call
     found: dict[str, dict[str, Any]],
 ) -> None:
     outcome = found["out of memory again and again"]
-    assert 3 <= len(outcome["struck"]) <= 7, "three times the same rank, twice each of the others: no crash loop"
+    assert 3 <= len(outcome["struck"]) <= 7, "three times one rank, twice each of the others at most: no crash loop"
     assert outcome["wall_s"] < 60
     trace = outcome["trace"]
     assert "PeerLost: rank" in outcome["error"]
     assert "out of memory (OOM): limit 128 MiB, peak 128 MiB, in control group /mizzle-test" in trace
     assert "spark.executor.memoryOverhead" in trace
-    assert f"it was tried {len(outcome['struck'])} times from the same boundary" in trace
+    assert "times from the same boundary" in trace
     assert "the run was at: iterations " in trace
     assert "in executor " in trace
 

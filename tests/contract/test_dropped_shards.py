@@ -252,9 +252,9 @@ def test_a_rank_that_waits_for_nobody_is_still_named_as_slow_and_slow_ranks_chan
     found = run_ranks(4, timed_rank(dropping, PLACEMENTS[4], plans, always, "forward"))
     assert [[one.rank for one in slow] for _, slow in found] == [[2]] * 4
     assert [one.dropped_shards for one in found[0][0].metrics] == [0] * 5 + [1] * (ITERATIONS - 5)
-    # Two shards on one of three ranks take twice as long and are not slow.
-    found = run_ranks(3, timed_rank(dropping, ((0, 1), (2,), (3,)), plans, {}, "rows"))
-    assert [slow for _, slow in found] == [()] * 3
+    # Three shards on one of two ranks take three times as long, and it is not slow.
+    found = run_ranks(2, timed_rank(dropping, ((0, 1, 2), (3,)), plans, {}, "rows"))
+    assert [slow for _, slow in found] == [()] * 2
     assert not any(one.dropped_shards for one in found[0][0].metrics)
 
 

@@ -26,7 +26,8 @@ def explain(error: BaseException, title: str, places: Sequence[tuple[str, str]])
     if not isinstance(error, MizzleError):
         return
     rank = getattr(error, "rank", -1)
-    if 0 <= rank < len(places):
+    told = getattr(error, "__notes__", [])
+    if 0 <= rank < len(places) and not any(note.startswith(f"raised by rank {rank} ") for note in told):
         error.add_note("rank {} was in executor {} on {}".format(rank, *places[rank]))
     error.add_note(f"the run was at: {title}")
 

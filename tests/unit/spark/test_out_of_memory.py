@@ -102,6 +102,10 @@ def test_an_error_that_ends_a_run_says_who_and_at_what() -> None:
     nobody = NotFiniteError("the global norm")
     explain(nobody, "iterations 4-7 (epoch 0)", places)
     assert nobody.__notes__ == ["the run was at: iterations 4-7 (epoch 0)"]
+    itself = PeerLost(1, "gone")
+    itself.add_note("raised by rank 1 (executor 2 on hostB)")
+    explain(itself, "iterations 4-7 (epoch 0)", places)
+    assert len(itself.__notes__) == 2, "nothing is said twice"
     stranger = KeyboardInterrupt()
     explain(stranger, "iterations", places)
     assert not hasattr(stranger, "__notes__")
