@@ -1,4 +1,4 @@
-"""Started by test_network on the driver's host: fits while links break, lose packets or are slow; what came of each."""
+"""Started by test_network and test_loopback: fits while links break, lose packets or are slow; what came of each."""
 
 from __future__ import annotations
 
@@ -46,11 +46,15 @@ def run(*command: str) -> None:
     subprocess.run(command, check=True, capture_output=True, text=True)
 
 
+def rules_for(rules: list[str]) -> str:
+    """What tells nft to install rules for what comes in."""
+    base = f"add table inet {TABLE}; add chain inet {TABLE} in {{ type filter hook input priority 0; }}; "
+    return base + " ".join(f"add rule inet {TABLE} in {rule};" for rule in rules)
+
+
 def drop(at: str, rules: list[str]) -> None:
     """Install rules for what comes to a host."""
-    base = f"add table inet {TABLE}; add chain inet {TABLE} in {{ type filter hook input priority 0; }}; "
-    text = base + " ".join(f"add rule inet {TABLE} in {rule};" for rule in rules)
-    run("ip", "netns", "exec", at, "nft", text)
+    run("ip", "netns", "exec", at, "nft", rules_for(rules))
 
 
 def cut(at: str, addresses: list[str]) -> None:
@@ -115,6 +119,27 @@ class Faults:
             )
 
 
+class LoopbackFaults:
+    """What can be done to executors that share a network namespace, which is this process' own."""
+
+    def __init__(self, spark: SparkSession) -> None:
+        self._spark = spark
+
+    def unheard(self) -> None:
+        """Nothing that others send to the block service of one of the executors comes there any more."""
+        told = min(DriverSide(self._spark.sparkContext).bridges().items())[1]
+        port = dict(part.split("=", 1) for part in told.split())["port"]
+        run("nft", rules_for([f"tcp dport {port} drop"]))
+
+    def lose(self, percent: int) -> None:
+        """Packets are lost."""
+        run("nft", rules_for([f"meta l4proto tcp numgen random mod 100 < {percent} drop"]))
+
+    def heal(self) -> None:
+        """Everything is as before."""
+        subprocess.run(["nft", "delete", "table", "inet", TABLE], capture_output=True, check=False)
+
+
 class Strike:
     """Does something behind a group of the run, and undoes it later."""
 
@@ -141,7 +166,7 @@ class Strike:
         self._timer.cancel()
 
 
-def scene(spark: SparkSession, faults: Faults, how: dict[str, Any]) -> dict[str, Any]:
+def scene(spark: SparkSession, faults: Faults | LoopbackFaults, how: dict[str, Any]) -> dict[str, Any]:
     """One fit."""
     do = partial(getattr(faults, how["fault"]), *how["how"]) if "fault" in how else lambda: None
     strike = Strike(do, faults.heal, how.get("heal_s"))
@@ -179,7 +204,7 @@ def main(home: Path) -> None:
     logging.basicConfig(level=logging.INFO, filename=home / "driver.log", format="%(asctime)s %(name)s %(message)s")
     plan = json.loads((home / "plan.json").read_text())
     hosts = [tuple(host) for host in plan["hosts"]]
-    ranks = len(hosts) - 1
+    ranks = plan["ranks"]
     temporary = f"-Djava.io.tmpdir={plan['directory']} -XX:-UsePerfData"
     conf = spark_conf({
         "spark.app.name": "mizzle tests", "spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false",
@@ -194,7 +219,8 @@ def main(home: Path) -> None:
         await_bridges(spark.sparkContext, Deadline.after(START_S))
         for how in plan["scenes"]:
             await_executors(spark, ranks)
-            found.append(scene(spark, Faults(hosts), how))
+            faults = Faults(hosts) if len(hosts) > 1 else LoopbackFaults(spark)
+            found.append(scene(spark, faults, how))
             (home / "found.json").write_text(json.dumps(found))
     finally:
         spark.stop()

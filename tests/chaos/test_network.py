@@ -61,6 +61,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[s
         plan = {
             "master": network.start_spark(made, 1, EXECUTOR_MB), "directory": str(made.directory),
             "hosts": [(host.namespace, host.address) for host in made.all], "scenes": list(SCENES.values()),
+            "ranks": HOSTS,
         }  # fmt: skip
         (home / "plan.json").write_text(json.dumps(plan))
         application = made.start(
