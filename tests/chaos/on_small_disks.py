@@ -6,17 +6,17 @@ import json
 import os
 import sys
 import time
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from pyspark import cloudpickle
+from pyspark.sql import DataFrame, SparkSession
 from torch import nn
 
-from cluster.trainings import fit
+from cluster.trainings import frame, trainer
 from mizzle.spark.session import session
-from unit.training.runs import Mlp, Rows, Training, digits
+from unit.training.runs import Mlp, Training, digits
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
@@ -36,11 +36,10 @@ class Wide(Mlp):
         self.first, self.last = nn.Linear(16, 60_000), nn.Linear(60_000, 3)
 
 
-def many_rows() -> Rows:
-    """More than a small disk holds: 20 MB."""
-    few = digits()
-    times = 20 * 2**20 // few.inputs.numpy().nbytes + 1
-    return Rows(few.inputs.repeat(times, 1), few.targets.repeat(times))
+def many_rows(spark: SparkSession) -> DataFrame:
+    """More than a small disk holds: 25 MB that cannot be compressed, made where they are read."""
+    numbers = ", ".join(f"cast(rand({number}) as float)" for number in range(16))
+    return spark.range(400_000).selectExpr(f"array({numbers}) as x", "cast(id % 3 as int) as y")
 
 
 def main(home: Path, local: Path, what: str) -> None:
@@ -52,10 +51,11 @@ def main(home: Path, local: Path, what: str) -> None:
     }  # fmt: skip
     found: dict[str, Any] = {}
     with session("local-cluster[2,1,1024]", app_name="mizzle tests", conf=quiet) as spark:
-        model, rows = (Wide, digits()) if what == "memory" else (Mlp, many_rows())
+        training = Training(Wide if what == "memory" else Mlp, digits(), sgd)
+        rows = frame(spark, training.data) if what == "memory" else many_rows(spark)
         begun = time.monotonic()
         try:
-            result = fit(spark, Training(partial(model), rows, sgd), max_iterations=8)
+            result = trainer(training, max_iterations=8).fit(rows, features="x", label="y")
             found["losses"] = np.asarray(result.history.losses).tolist()
         except Exception as error:  # noqa: BLE001 - the test judges it
             found["error"] = f"{type(error).__name__}: {error}"

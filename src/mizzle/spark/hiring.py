@@ -24,6 +24,10 @@ from mizzle.spark.orders import Committed, JoinTerms, StartOrder
 from mizzle.spark.outcome import Failure, Outcome
 
 
+_LONGER_S = 10.0
+"""How much longer a task waits than the resident that it hires: that one's own deadline says more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hiring:
     """One settlement of a run: N ranks are made resident.
@@ -57,7 +61,7 @@ class Hiring:
 
     def _hire(self, task: int, rows: list[Any]) -> Outcome:
         terms = self.terms
-        deadline = Deadline.after(terms.timeout_s)
+        deadline = Deadline.after(terms.timeout_s + _LONGER_S)
         with ExitStack() as stack:
             client = stack.enter_context(BridgeClient.connect(deadline))
             work = stack.enter_context(_memory(self.work.value))
