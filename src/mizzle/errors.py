@@ -104,6 +104,10 @@ class ArenaError(MizzleError):
     """Shared memory could not be had; the message says how much was needed and what limits it."""
 
 
+class DiskFull(MizzleError):
+    """A local directory is full; the message says which, how much was needed and what is free."""
+
+
 class MemoryGone(Recoverable, ArenaError):
     """Shared memory of a peer is not there any more: its executor has ended. The group may be run again."""
 

@@ -68,11 +68,12 @@ def report_of_zombie(home: Path) -> dict[str, Any]:
 def full_storage(spark: SparkSession) -> Iterator[None]:
     """Every executor's storage memory is full of somebody's cached rows, and stays so."""
     context = spark.sparkContext
-    cached = context.parallelize(range(1200), 12).map(lambda number: number.to_bytes(4, "little") * (1 << 18))
+    # Random, because Spark compresses what Python caches; in many parts, because one that does not fit is left out.
+    cached = context.parallelize(range(1500), 150).map(lambda _: os.urandom(1 << 20))
     cached.persist(StorageLevel.MEMORY_ONLY).count()
     memory: Any = context._jsc.sc().getExecutorMemoryStatus()
-    left = [int(pair.split(",")[1].split(")")[0]) for pair in memory.mkString(";").split(";")]
-    assert min(left) < 4 << 20, f"something is left of every executor's storage: {left}"
+    left = sorted(int(pair.split(",")[1].split(")")[0]) for pair in memory.mkString(";").split(";"))
+    assert max(left[:EXECUTORS]) < 30 << 20, f"something is left of an executor's storage: {left}"
     yield
     cached.unpersist(blocking=True)
 

@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from py4j.protocol import Py4JError
 from pyspark import TaskContext
+from pyspark.errors import PySparkException
 
-from mizzle.errors import ConfigError, DataError
+from mizzle.errors import ConfigError, DataError, DiskFull
 from mizzle.spark.placement import collect_placed
 from mizzle.spark.rows import Lengths, Rule, check_rows, current_partition
 from mizzle.training.shards import ShardWriter
@@ -110,11 +112,16 @@ def shard_dataframe(
     Raises:
         ConfigError: run, num_shards or shards_of_rank make no sense.
         DataError: the DataFrame gave other rows than when it was checked; cache, persist or checkpoint it.
+        DiskFull: the rows do not fit into the executors' local directories.
     """
     dealer = _dealer(checked, run, num_shards, shards_of_rank)
     dealt = checked.frame.mapInArrow(dealer, _DEALT).repartitionById(len(shards_of_rank), "rank")
     written = dealt.mapInArrow(WriteShards(run, locate, name), _WRITTEN)
-    rows: Sequence[Any] = written.collect() if locations is None else collect_placed(written, locations)
+    try:
+        rows: Sequence[Any] = written.collect() if locations is None else collect_placed(written, locations)
+    except (Py4JError, PySparkException) as error:
+        _raise_if_full(error)
+        raise
     _check_same_rows(checked, rows)
     infos = [
         ShardInfo(row["shard"], row["rows"], row["bytes"], row["path"], row["executor"], row["host"])
@@ -126,6 +133,21 @@ def shard_dataframe(
         raise DataError("shards do not hold the rows they should; the DataFrame changes while read: persist it")
     _log.info("run=%s shards=%d rows=%d bytes=%d", run, len(infos), checked.num_rows, sum(i.bytes for i in infos))
     return infos
+
+
+def _raise_if_full(error: Exception) -> None:
+    """Say what a job has failed of, if that is a disk: Spark hands on a task's exception as text alone."""
+    text = str(error)
+    ours = re.search(rf"{DiskFull.__name__}: (.+)", text)
+    if ours is not None:
+        raise DiskFull(ours[1]) from error
+    if "No space left on device" in text:
+        where = re.search(r"(/\S+) \(No space left on device\)|No space left on device: '([^']+)'", text)
+        named = next(filter(None, where.groups()), "") if where else "spark.local.dir"
+        raise DiskFull(
+            f"no space is left on an executor's disk for the shuffle of the rows ({named}): give Spark a larger "
+            "spark.local.dir, or use more executors"
+        ) from error
 
 
 def first_rows(checked: CheckedFrame, count: int) -> pa.RecordBatch:

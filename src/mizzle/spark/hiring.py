@@ -28,6 +28,10 @@ _EARLY = "mizzle.early-"
 """How files in the executor's directory begin that stand for residents which were started early, by pid."""
 
 
+_LONGER_S = 10.0
+"""How much longer a task waits than the resident that it hires: that one's own deadline says more."""
+
+
 @dataclass(frozen=True, slots=True)
 class Hiring:
     """One settlement of a run: N ranks are made resident.
@@ -61,7 +65,7 @@ class Hiring:
 
     def _hire(self, task: int, rows: list[Any]) -> Outcome:
         terms = self.terms
-        deadline = Deadline.after(terms.timeout_s)
+        deadline = Deadline.after(terms.timeout_s + _LONGER_S)
         with ExitStack() as stack:
             client = stack.enter_context(BridgeClient.connect(deadline))
             stack.enter_context(_saying_where(client))

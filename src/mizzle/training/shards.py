@@ -8,9 +8,13 @@ This module knows neither Spark nor where a shard lives.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
@@ -18,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from mizzle.errors import BlockNotFound, CorruptBlock
+from mizzle.errors import BlockNotFound, CorruptBlock, DiskFull
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -27,6 +31,9 @@ if TYPE_CHECKING:
 
 ORDER_KEY = b"mizzle.order"
 """Key of a batch's custom metadata; its value is a JSON list of two integers, ``[partition, chunk]``."""
+
+_FOOTER_BYTES = 4096
+"""About what a file has behind its batches."""
 
 Positions = npt.NDArray[np.int64]
 
@@ -60,21 +67,42 @@ class ShardWriter:
             batch: pyarrow.RecordBatch of the writer's schema, any number of rows.
             partition: first part of the sort key.
             chunk: second part.
+
+        Raises:
+            DiskFull: there is no room for it; give Spark a larger local directory.
         """
         if batch.num_rows:
             order = json.dumps([partition, chunk]).encode()
-            self._writer.write_batch(batch, custom_metadata={ORDER_KEY: order})
+            with self._room_for(batch.nbytes):
+                self._writer.write_batch(batch, custom_metadata={ORDER_KEY: order})
             self.num_rows += batch.num_rows
+
+    @contextmanager
+    def _room_for(self, num_bytes: int) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                raise
+            free = shutil.disk_usage(self.path.parent).free
+            raise DiskFull(
+                f"the disk of {self.path.parent} is full: {num_bytes} bytes more are needed for {self.path.name}, "
+                f"{free} are free. Give Spark a larger spark.local.dir, or use more executors"
+            ) from error
 
     def close(self) -> int:
         """Finish the file and give it its name.
 
         Returns:
             Its length in bytes.
+
+        Raises:
+            DiskFull: there is no room for the end of it.
         """
         try:
-            self._writer.close()
-            self._file.close()
+            with self._room_for(_FOOTER_BYTES):
+                self._writer.close()
+                self._file.close()
             num_bytes = self._unfinished.stat().st_size
             self._unfinished.replace(self.path)
         finally:
@@ -83,7 +111,8 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Remove the unfinished file. Does nothing after `close`."""
-        self._file.close()
+        with suppress(OSError):  # what was buffered has no room either, and is not wanted any more
+            self._file.close()
         self._unfinished.unlink(missing_ok=True)
 
     def __enter__(self) -> Self:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import stat
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mizzle.errors import BlockNotFound, CorruptBlock, DataError
+from mizzle.errors import BlockNotFound, CorruptBlock, DataError, DiskFull
 from mizzle.training.columns import Columns
 from mizzle.training.shards import ShardFile, ShardWriter
 
@@ -94,6 +95,16 @@ def test_a_failed_write_leaves_nothing_and_keeps_the_older_file(tmp_path: Path) 
     assert [entry.name for entry in tmp_path.iterdir()] == ["a"]
     with ShardFile(path, COLUMNS) as shard:
         assert shard.num_rows == 3
+
+
+@pytest.mark.parametrize("buffer_bytes", [0, 1 << 20])
+def test_a_full_disk_is_named_with_what_was_needed_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, buffer_bytes: int
+) -> None:
+    monkeypatch.setattr(os, "fdopen", lambda _, mode: open("/dev/full", mode, buffering=buffer_bytes))  # noqa: PTH123, SIM115
+    with pytest.raises(DiskFull, match=rf"the disk of {tmp_path} is full: \d+ bytes more .* for a, \d+ are free"):
+        write(tmp_path / "a", {(0, 0): 3})
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_replaced_while_open_stays_readable(tmp_path: Path) -> None:

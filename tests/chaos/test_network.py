@@ -1,0 +1,99 @@
+"""Links that break, lose packets or are slow: on hosts that are network namespaces, under a standalone Spark."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import shutil
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HOSTS = 4
+EXECUTOR_MB = 1024
+HEAL_S = 30.0
+TIMEOUT_S = 1500
+FEWER = [2, HOSTS]
+
+SCENES: dict[str, dict[str, Any]] = {
+    "nothing": {"ranks": FEWER},
+    "one host and all others": {"ranks": FEWER, "fault": "apart", "how": [[0], [1, 2, 3]], "heal_s": HEAL_S},
+    "two hosts": {"ranks": FEWER, "fault": "apart", "how": [[0], [1]], "heal_s": HEAL_S},
+    "two halves": {"ranks": FEWER, "fault": "apart", "how": [[0, 1], [2, 3]], "heal_s": HEAL_S},
+    "one way": {"ranks": FEWER, "fault": "deaf", "how": [[0], [1, 2, 3]], "heal_s": HEAL_S},
+    "driver": {"ranks": FEWER, "fault": "driver_apart", "how": [[0]], "heal_s": HEAL_S},
+    "one packet of 100 lost": {"ranks": FEWER, "fault": "lose", "how": [1]},
+    "five packets of 100 lost": {"ranks": FEWER, "fault": "lose", "how": [5]},
+    "resets": {"ranks": FEWER, "fault": "reset", "how": [1000]},
+    "slow link": {"ranks": FEWER, "fault": "slow", "how": [0, 50]},
+}  # fmt: skip
+PARTITIONS = [name for name, how in SCENES.items() if "heal_s" in how]
+
+
+def benchmark(name: str) -> Any:
+    """A module of `benchmarks/`, which makes hosts and starts Spark on them."""
+    folder = str(ROOT / "benchmarks")
+    if folder not in sys.path:
+        sys.path.append(folder)
+    return importlib.import_module(name)
+
+
+hosts = benchmark("hosts")
+WHY_NOT = hosts.missing() or (None if shutil.which("nft") else "tools are missing: apt-get install nftables")
+pytestmark = [
+    pytest.mark.chaos,
+    pytest.mark.timeout(TIMEOUT_S + 100),
+    pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
+]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, dict[str, Any]]]:
+    """What came of every scene."""
+    home = tmp_path_factory.mktemp("network")
+    network = benchmark("network")
+    with hosts.Network(HOSTS) as made, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(ROOT / "tests"))
+        plan = {
+            "master": network.start_spark(made, 1, EXECUTOR_MB), "directory": str(made.directory),
+            "hosts": [(host.namespace, host.address) for host in made.all], "scenes": list(SCENES.values()),
+            "ranks": HOSTS,
+        }  # fmt: skip
+        (home / "plan.json").write_text(json.dumps(plan))
+        application = made.start(
+            made.driver, [sys.executable, str(ROOT / "tests" / "chaos" / "on_hosts.py"), str(home)],
+            log=home / "log", env=network.environment(made, made.driver), own_processes=False,
+        )  # fmt: skip
+        assert application.wait(TIMEOUT_S) == 0, (home / "log").read_text()[-4000:]
+        yield dict(zip(SCENES, json.loads((home / "found.json").read_text()), strict=True))
+
+
+@pytest.mark.parametrize("scene", list(SCENES))
+def test_there_is_one_history_whatever_happens_to_the_links(found: dict[str, dict[str, Any]], scene: str) -> None:
+    outcome, nothing = found[scene], found["nothing"]
+    assert "error" not in outcome, outcome["trace"]
+    assert outcome["losses"] == nothing["losses"]
+    assert outcome["model"] == nothing["model"]
+    boundaries = [fault["boundary"] for fault in outcome["faults"]]
+    assert boundaries == sorted(boundaries), "a boundary never goes back"
+
+
+@pytest.mark.parametrize("scene", PARTITIONS)
+def test_a_partition_is_seen_within_the_deadline_and_a_little(found: dict[str, dict[str, Any]], scene: str) -> None:
+    faults = found[scene]["faults"]
+    assert faults
+    assert faults[0]["noticed_s"] < 12
+    assert min(fault["ranks"] for fault in faults) < HOSTS, "the run went on without whom it could not reach"
+
+
+@pytest.mark.parametrize("scene", ["nothing", "one packet of 100 lost", "slow link"])
+def test_what_is_merely_slow_is_no_fault(found: dict[str, dict[str, Any]], scene: str) -> None:
+    assert found[scene]["faults"] == []
+
+
+def test_a_network_that_loses_much_costs_a_few_groups_at_most(found: dict[str, dict[str, Any]]) -> None:
+    assert len(found["five packets of 100 lost"]["faults"]) <= 2
