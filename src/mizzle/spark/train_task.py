@@ -129,6 +129,8 @@ class TrainPart:
                 timeline=self._timeline,
             )  # fmt: skip
             self._trainer = RankTrainer(spec, model, self._exchange, shards, timeline=self._timeline)
+            # Also where the start fails: the model's hooks would keep the weights, and so their memory, for ever.
+            self._files.callback(self._trainer.close)
             if not since.is_start:
                 self._take_up(since)
             # At every start: a rank wrote its own ranges only, and a group that failed may have left newer ones.
@@ -158,9 +160,8 @@ class TrainPart:
         ).pack()  # fmt: skip
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and let go of the model."""
         self._files.close()
-        self._trainer.close()
 
     def _take_up(self, since: Committed) -> None:
         """Go on from the states of the boundary, wherever they are, and keep them as those of these ranks."""
