@@ -130,6 +130,7 @@ class Fault:
         ledger: directory with a file for every fault that has struck.
         times: how often it strikes in all.
         ranks: whom it strikes, one after the other in turn; empty: who comes first.
+        at: strikes only on the executor whose id that file in the ledger holds; "": on any.
         apart_s: at least so long after the one before.
     """
 
@@ -140,6 +141,7 @@ class Fault:
     after: bool = False
     times: int = 1
     ranks: tuple[int, ...] = ()
+    at: str = ""
     apart_s: float = APART_S
     _calls: int = field(default=0, repr=False)
 
@@ -173,13 +175,19 @@ class Fault:
             this = self.ledger / f"{self.point}.{self.action}.{number}"
             if this.exists():
                 continue
-            if self.ranks and rank_here()["rank"] != self.ranks[number % len(self.ranks)]:
+            if not self._is_for_me(number):
                 return
             try:
                 this.touch(exist_ok=False)
             except FileExistsError:
                 continue
             ACTIONS[self.action]()
+
+    def _is_for_me(self, number: int) -> bool:
+        here = rank_here()
+        if self.at and here["executor"] != (self.ledger / self.at).read_text():
+            return False
+        return not self.ranks or here["rank"] == self.ranks[number % len(self.ranks)]
 
 
 class Faulty(Mlp):
@@ -226,7 +234,7 @@ def arm_once(fault: Fault) -> None:
 
 def struck(ledger: Path) -> list[str]:
     """The faults that have struck, the first first."""
-    found = [path for path in ledger.iterdir() if path.suffix != ".rows"]
+    found = [path for path in ledger.iterdir() if path.suffix not in {".rows", ".id"}]
     return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
 
 

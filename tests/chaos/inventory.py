@@ -97,23 +97,28 @@ class Inventory:
 
     Args:
         home: its ``spark.local.dir``.
-        slots: of an executor: so many residents may be idle in it, and one that was started ahead of its rank.
+        slots: of an executor: so many residents may be idle in it, and one that was started ahead of its rank. A rank
+            that is killed is followed by a standby and by a new resident; what is too much ends a minute later.
     """
 
     def __init__(self, home: Path, slots: int = 1) -> None:
         self._home, self._slots = home, slots
         self._names = set(_SHARED.iterdir())
 
-    def left(self) -> list[str]:
-        """What of past runs is still there, ten seconds from now; at once when there is nothing."""
+    def left(self, kills: int = 0) -> list[str]:
+        """What of past runs is still there, ten seconds from now; at once when there is nothing.
+
+        Args:
+            kills: ranks that were killed in the last run.
+        """
         deadline, paused = Deadline.after(WITHIN_S), threading.Event()
         while True:
-            found = [*self._of_processes(), *self._names_left(), *self._of_bridges()]
+            found = [*self._of_processes(self._slots + 1 + kills), *self._names_left(), *self._of_bridges()]
             if not found or deadline.passed:
                 return found
             paused.wait(_LOOK_AGAIN_S)
 
-    def _of_processes(self) -> Iterator[str]:
+    def _of_processes(self, most: int) -> Iterator[str]:
         all_ = processes(self._home)
         for one in all_:
             if not one.is_executor and executor_of(one, all_) is None:
@@ -123,8 +128,8 @@ class Inventory:
         for executor in (one for one in all_ if one.is_executor):
             idle = [one.pid for one in all_ if one.is_resident and one.parent not in pids
                     and one.directory.startswith(executor.directory)]  # fmt: skip
-            if len(idle) > self._slots + 1:
-                yield f"more than {self._slots + 1} residents in executor process {executor.pid}: {idle}"
+            if len(idle) > most:
+                yield f"more than {most} residents in executor process {executor.pid}: {idle}"
 
     def _names_left(self) -> Iterator[str]:
         yield from (str(path) for path in set(_SHARED.iterdir()) - self._names if "mizzle" in path.name)

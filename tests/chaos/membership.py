@@ -132,6 +132,11 @@ class Shifts:
         for pid in [pids[name] for name in holders(runner._executors, of_one=of_one)]:
             os.kill(pid, signal.SIGKILL)
 
+    def _choose_two(self, runner: GroupRunner) -> None:
+        """Faults may strike executors that hold no common state: their ids are in first.id and second.id."""
+        for name, executor in zip(("first", "second"), holders(runner._executors, of_one=False), strict=True):
+            (self._ledger / f"{name}.id").write_text(executor)
+
     def _leave(self, runner: GroupRunner, by_signal: bool, during_s: float = 0.3) -> None:  # noqa: FBT001 - from JSON
         """Rank 1's executor is told, in the middle of the group that is about to begin."""
         name = runner._executors[1]

@@ -177,7 +177,7 @@ class Cast:
             found = self._two(scene, ledger, faults)
         else:
             found = played(self.spark, scene, ledger, self.watch, faults)
-        found["history"]["left"] = self.inventory.left()
+        found["history"]["left"] = self.inventory.left(len(found["struck"]))
         return found
 
     def _two(self, scene: dict[str, Any], ledger: Path, faults: Sequence[Fault]) -> dict[str, Any]:

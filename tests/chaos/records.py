@@ -56,7 +56,9 @@ def join_records(ledger: Path) -> None:
 
 def _note_place(part: Any) -> None:
     context = part._context
-    rank_here().update(run=context.run, generation=context.terms.generation, rank=context.rank)
+    rank_here().update(
+        run=context.run, generation=context.terms.generation, rank=context.rank, executor=context.executor_id
+    )  # fmt: skip
 
 
 def _record() -> None:

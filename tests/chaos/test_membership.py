@@ -30,9 +30,10 @@ TWICE: dict[str, Scene] = {
     "nothing": {"layout": LAYOUT, "executors": 4},
     "two that hold no common state": {"layout": ELASTIC, "executors": 4, "shifts": [(9, "kill_holders", False)]},
     "an executor, and another while the run goes on": {
-        "layout": ELASTIC, "executors": 4,
-        # Old ranks 0 and 2 are on hosts that keep no copy of each other's state.
-        "faults": [fault("backward", 9, "kill_executor", ranks=(0,)), fault("collect", 1, "kill_executor", ranks=(1,))],
+        "layout": ELASTIC, "executors": 4, "shifts": [(0, "choose_two")],
+        "faults": [
+            fault("backward", 9, "kill_executor", at="first.id"), fault("collect", 1, "kill_executor", at="second.id"),
+        ],
     },
     "a rank, and five times more while the run goes on": {
         "layout": LAYOUT, "executors": 4,
