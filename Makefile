@@ -16,7 +16,7 @@ JAR := src/mizzle/spark/jars/mizzle-bridge.jar
 JAVA := $(shell find java/src/main -type f)
 PIP := $(BIN)/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help setup fmt lint types layers unit test cluster chaos jar wheel bench check clean demo
+.PHONY: help setup fmt lint types layers unit test cluster chaos soak jar wheel bench check clean demo
 
 help:     ## list the verbs
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(firstword $(MAKEFILE_LIST)) | expand -t 10
@@ -41,7 +41,9 @@ unit: $(READY) ## the tests that start no JVM
 cluster: setup ## the tests on Spark
 	$(BIN)/python -m pytest tests/cluster
 chaos: setup ## the tests that kill ranks and executors
-	$(BIN)/python -m pytest tests/chaos
+	$(BIN)/python -m pytest tests/chaos -m "not gpu"
+soak: setup ## minutes of random faults: MIZZLE_SOAK_S=300, one every MIZZLE_SOAK_EVERY_S=15; report in build/soak.json
+	$(BIN)/python -m pytest tests/chaos/test_soak.py -m chaos -k minutes
 jar: $(READY) ## compile the Java bridge into the package, also when no source changed
 	$(BIN)/python hatch_build.py
 wheel: $(READY) ## build dist/mizzle-*.whl with the jar inside

@@ -1,7 +1,7 @@
 """Faults that strike where a training stands at that moment: real signals, sent by the rank that is the victim.
 
-A `Faulty` model carries its fault to the executors by value, and puts it into mizzle's own code there, in the process
-of the rank: so nothing of it is in the product.
+A `Faulty` model carries its faults to the executors by value, and puts them into mizzle's own code there, in the
+process of the rank: so nothing of it is in the product.
 """
 
 from __future__ import annotations
@@ -11,8 +11,9 @@ import importlib
 import os
 import signal
 import sys
+import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from torch import nn
 
 from chaos import control_groups
 from chaos.control_groups import limit_memory, limit_processor
+from chaos.records import join_records, note_rows, rank_here
 from unit.training.runs import Mlp
 
 cloudpickle.register_pickle_by_value(control_groups)  # type: ignore[no-untyped-call]
@@ -35,6 +37,8 @@ POINTS = {
     "forward": ("torch.nn.modules.module", "Module.__call__"),
     "backward": ("torch", "Tensor.backward"),
     "publish": ("mizzle.collectives.exchange", "Exchange.publish"),
+    "put": ("mizzle.blocks.transfer", "TransferStore.put"),
+    "post": ("mizzle.blocks.shared", "SharedStore.put"),
     "reduce": ("mizzle.collectives.exchange", "Exchange.reduce"),
     "add": ("mizzle.collectives.combine", "TreeCombiner.combine"),
     "update": ("mizzle.training.update", "ShardedUpdate.before_gather"),
@@ -105,10 +109,33 @@ def limit_rank() -> None:
     limit_memory(f"{GROUP_NAME}-{os.getpid()}", 128 << 20)
 
 
+def sys_exit() -> None:
+    """User code ends Python, as it thinks."""
+    sys.exit(3)
+
+
+def raise_error() -> None:
+    """User code fails."""
+    raise ValueError("a fault of the user's own")
+
+
+def dawdle() -> None:
+    """It takes its time."""
+    threading.Event().wait(4)
+
+
+def hold_gil() -> None:
+    """No other thread of this process runs for five seconds: who calls a PyDLL keeps the interpreter's lock."""
+    ctypes.PyDLL(None).sleep(5)
+
+
 ACTIONS: dict[str, Callable[[], None]] = {
     action.__name__: action
-    for action in (kill_executor, stop_executor, kill_rank, crash_rank, exit_rank, hold_back_rank, fill_memory)
-}
+    for action in (
+        kill_executor, stop_executor, kill_rank, crash_rank, exit_rank, sys_exit, raise_error, hold_gil,
+        dawdle, hold_back_rank, fill_memory,
+    )
+}  # fmt: skip
 
 
 @dataclass
@@ -122,6 +149,9 @@ class Fault:
         after: whether it strikes when the call is done.
         ledger: directory with a file for every fault that has struck.
         times: how often it strikes in all.
+        ranks: whom it strikes, one after the other in turn; empty: who comes first.
+        at: strikes only on the executor whose id that file in the ledger holds; "": on any.
+        apart_s: at least so long after the one before.
     """
 
     point: str
@@ -130,6 +160,9 @@ class Fault:
     ledger: Path
     after: bool = False
     times: int = 1
+    ranks: tuple[int, ...] = ()
+    at: str = ""
+    apart_s: float = APART_S
     _calls: int = field(default=0, repr=False)
 
     def arm(self) -> None:
@@ -159,26 +192,57 @@ class Fault:
         """Do it, if it is still to be done."""
         for number in range(self.times):
             before = self.ledger / f"{self.point}.{self.action}.{number - 1}"
-            if number and time.time() - before.stat().st_mtime < APART_S:
+            if number and time.time() - before.stat().st_mtime < self.apart_s:
                 return  # one behind the other
+            this = self.ledger / f"{self.point}.{self.action}.{number}"
+            if this.exists():
+                continue
+            if not self._is_for_me(number):
+                return
             try:
-                (self.ledger / f"{self.point}.{self.action}.{number}").touch(exist_ok=False)
+                this.touch(exist_ok=False)
             except FileExistsError:
                 continue
             ACTIONS[self.action]()
 
+    def _is_for_me(self, number: int) -> bool:
+        here = rank_here()
+        if self.at and here["executor"] != (self.ledger / self.at).read_text():
+            return False
+        return not self.ranks or here["rank"] == self.ranks[number % len(self.ranks)]
+
 
 class Faulty(Mlp):
-    """A model that brings a fault along. It is armed where it is unpickled on an executor."""
+    """A model that brings faults along, and notes the rows it meets. It is armed where an executor unpickles it.
 
-    def __init__(self, fault: Fault | None, **how: Any) -> None:
+    Args:
+        faults: to come.
+        ledger: directory for what is noted; None: nothing is.
+        pace_s: how long it takes for a shard, at least.
+        how: of the model.
+    """
+
+    def __init__(
+        self, faults: Fault | Sequence[Fault] | None, ledger: Path | None = None, pace_s: float = 0.0, **how: Any
+    ) -> None:
         super().__init__(**how)
-        self.fault = fault
+        self.pace_s = pace_s
+        self.faults = [faults] if isinstance(faults, Fault) else list(faults or [])
+        self.ledger = ledger
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
-        if self.fault is not None and "SPARK_LOCAL_DIRS" in os.environ:
-            arm_once(self.fault)
+        if "SPARK_LOCAL_DIRS" in os.environ:
+            if self.ledger is not None:
+                join_records(self.ledger)
+            for fault in self.faults:
+                arm_once(fault)
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training and self.ledger is not None:
+            note_rows(inputs)
+            threading.Event().wait(self.pace_s)
+        return super().forward(inputs)
 
 
 class Busy(Faulty):
@@ -194,15 +258,21 @@ class Busy(Faulty):
 def arm_once(fault: Fault) -> None:
     """A resident may build its rank again: the fault is in the process already, or is another run's."""
     armed = vars(nn).setdefault("mizzle_faults", {})
-    key = str(fault.ledger)
+    key = f"{fault.ledger}: {fault.point}, {fault.action}"
     if key not in armed:
         armed[key] = fault
         fault.arm()
 
 
 def struck(ledger: Path) -> list[str]:
-    """The faults that have struck."""
-    return sorted(path.name for path in ledger.iterdir())
+    """The faults that have struck, the first first."""
+    found = [path for path in ledger.iterdir() if path.suffix not in {".rows", ".id"}]
+    return [path.name for path in sorted(found, key=lambda path: path.stat().st_mtime)]
+
+
+def struck_at(ledger: Path) -> list[float]:
+    """When, in seconds since the epoch."""
+    return [(ledger / name).stat().st_mtime for name in struck(ledger)]
 
 
 def bits(state: dict[str, torch.Tensor]) -> dict[str, bytes]:

@@ -1,4 +1,4 @@
-"""Started by test_faults: fits on separate executors that are struck by faults; what came of each goes to a file."""
+"""Started by `chaos.stage`: plays scenes in one application on separate executors; their histories go to a file."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Mapping
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,11 +21,13 @@ from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
 import mizzle
-from chaos.control_groups import release
-from chaos.faults import GROUP_NAME, Busy, Fault, Faulty, bits, struck
+from chaos.faults import Fault, Faulty, bits, struck, struck_at
+from chaos.inventory import Inventory
+from chaos.membership import Executors, Shifts
+from chaos.records import DEATH_S, RESUME_S, SILENCE_S, Watch, history_of, waits_of
 from cluster.trainings import fit, frame
 from mizzle.spark.driver import DriverSide
-from mizzle.spark.runner import GroupRun, GroupRunner
+from mizzle.spark.runner import GroupRunner
 from mizzle.spark.session import session
 from unit.training.runs import Training, digits
 
@@ -41,56 +43,50 @@ def adam(groups: list[dict[str, object]]) -> Any:
     return Adam(groups, lr=0.01)
 
 
-class Watch:
-    """When groups were done, and by how many ranks."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-        self.ends: list[float] = []
-        done = GroupRunner._run_once
-
-        def run_once(runner: GroupRunner, title: str, pickled: bytes) -> GroupRun:
-            found = done(runner, title, pickled)
-            self.sizes.append(len(found.results))
-            self.ends.append(time.time())
-            return found
-
-        GroupRunner._run_once = run_once  # type: ignore[method-assign, assignment]
-
-    def clear(self) -> None:
-        self.sizes.clear()
-        self.ends.clear()
+def training_of(faults: Sequence[Fault], ledger: Path, pace_s: float = 0.0) -> Training:
+    """What is trained in every scene."""
+    return Training(partial(Faulty, faults, ledger, pace_s, dropout=0.2, norm=True), digits(), adam)
 
 
 def played(
-    spark: SparkSession, fault: Fault | None, ledger: Path, layout: dict[str, Any], watch: Watch,
-    how: Mapping[str, Any] = MappingProxyType({}), *, busy: bool = False,
-) -> dict[str, Any]:  # fmt: skip
+    spark: SparkSession, scene: dict[str, Any], ledger: Path, watch: Watch, faults: Sequence[Fault]
+) -> dict[str, Any]:
     """One fit, and what came of it."""
-    watch.clear()
-    training = Training(partial(Busy if busy else Faulty, fault, dropout=0.2, norm=True), digits(), adam)
+    training = training_of(faults, ledger, scene.get("pace_s", 0.0))
+    layout = {name: tuple(value) if isinstance(value, list) else value for name, value in scene["layout"].items()}
+    how: dict[str, Any] = {"run": layout | {"group_size": scene.get("group", GROUP)}} | scene.get("how", {})
     begun = time.time()
     try:
-        result = fit(spark, training, run=layout | {"group_size": GROUP}, **{"max_iterations": ITERATIONS} | dict(how))
-    except Exception as error:  # noqa: BLE001 - the test judges it
-        return {
-            "error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc(), "struck": struck(ledger),
-            "wall_s": time.time() - begun,
-        }  # fmt: skip
-    hit = sorted(path.stat().st_mtime for path in fault.ledger.iterdir()) if fault else []
-    resumed = [end - hit[-1] for end in watch.ends if hit and end > hit[-1]]
+        result = fit(spark, training, max_iterations=scene.get("iterations", ITERATIONS), **how)
+    except Exception as error:  # noqa: BLE001 - the checker judges it
+        return failed(error, ledger)
+    done = watch.of[result.report["run"]]
+    rows = ledger / f"{result.report['run']}.rows"
+    told = history_of(
+        training, result.history, {name: value.hex() for name, value in bits(result.model.state_dict()).items()}, done,
+        rows.read_text().splitlines(),
+    )  # fmt: skip
+    stops = any(fault.action == "stop_executor" for fault in faults)
+    told["waits"] = waits_of(result.history, struck_at(ledger), SILENCE_S if stops else DEATH_S)
     return {
-        "losses": result.history.losses,
-        "model": {name: value.hex() for name, value in bits(result.model.state_dict()).items()},
-        "sizes": list(watch.sizes),
-        "struck": struck(ledger),
-        "faults": [one.cause for one in result.history.faults],
-        "noticed_at": [one.noticed_at for one in result.history.faults],
-        "noticed_s": [one.noticed_at - hit[0] for one in result.history.faults] if hit else [],
-        "resume_s": resumed[0] if resumed else None,
-        "wall_s": time.time() - begun,
-        "history": result.history.as_dict(),
-    }
+        "history": told, "sizes": done.sizes, "struck": struck(ledger),
+        "faults": [fault.cause for fault in result.history.faults], "wall_s": time.time() - begun,
+    }  # fmt: skip
+
+
+def failed(error: BaseException, ledger: Path) -> dict[str, Any]:
+    """What came of a run that ended with an error: it, too, must come in time."""
+    hit = struck_at(ledger)
+    waits = [("the error", time.time() - hit[-1], RESUME_S)] if hit else []
+    kind = type(error).__name__
+    return {
+        "history": {
+            "losses": [], "model": {}, "num_rows": 0, "num_shards": 1, "per_epoch": 1, "committed": [], "tried": [],
+            "seen": [], "waits": waits, "left": [], "error": kind,
+        },
+        "error": f"{kind}: {error}", "trace": traceback.format_exc(), "struck": struck(ledger), "sizes": [],
+        "faults": [],
+    }  # fmt: skip
 
 
 def kill_before_fetch(spark: SparkSession, ledger: Path) -> None:
@@ -124,9 +120,8 @@ class Step:
         return {"total": float(context.state[0])}
 
 
-def iterated(spark: SparkSession, fault: Fault | None, watch: Watch) -> dict[str, Any]:
+def iterated(spark: SparkSession, fault: Fault | None) -> dict[str, Any]:
     """One iterative job, and what came of it."""
-    watch.clear()
     data = frame(spark, digits())
     try:
         result = mizzle.iterate(
@@ -136,7 +131,7 @@ def iterated(spark: SparkSession, fault: Fault | None, watch: Watch) -> dict[str
     except Exception as error:  # noqa: BLE001 - the test judges it
         return {"error": f"{type(error).__name__}: {error}", "trace": traceback.format_exc()}
     return {
-        "losses": result.metrics["total"], "model": result.values, "sizes": list(watch.sizes),
+        "losses": result.metrics["total"], "model": result.values,
         "struck": struck(fault.ledger) if fault else [],
     }  # fmt: skip
 
@@ -155,29 +150,57 @@ def cluster(home: Path, master: str, **settings: str) -> SparkSession:
     return session(master, app_name="mizzle tests", conf=quiet | settings)
 
 
+class Cast:
+    """One application, and what all its scenes share."""
+
+    def __init__(self, home: Path, stage: dict[str, Any]) -> None:
+        self.home = home
+        self.spark = cluster(home, stage["master"], **stage.get("conf", {}))
+        self.watch = Watch()
+        self.inventory = Inventory(home / "local", stage.get("slots", 1))
+
+    def play(self, number: int, scene: dict[str, Any]) -> dict[str, Any]:
+        """One scene; nothing of it may be left ten seconds later."""
+        ledger = self.home / f"ledger{number}"
+        ledger.mkdir()
+        if scene.get("at_fetch"):
+            kill_before_fetch(self.spark, ledger)
+        faults = [Fault(ledger=ledger, **fault) for fault in scene.get("faults", ())]
+        executors = Executors(self.spark)
+        if "limit" in scene:
+            executors.limit(scene["limit"])
+        executors.await_count(scene.get("executors", EXECUTORS))
+        self.watch.at_boundary = Shifts(self.spark, scene.get("shifts", ()), ledger)
+        if scene.get("iterate"):
+            return iterated(self.spark, faults[0] if faults else None)
+        if scene.get("beside"):
+            found = self._two(scene, ledger, faults)
+        else:
+            found = played(self.spark, scene, ledger, self.watch, faults)
+        found["history"]["left"] = self.inventory.left(len(found["struck"]))
+        return found
+
+    def _two(self, scene: dict[str, Any], ledger: Path, faults: Sequence[Fault]) -> dict[str, Any]:
+        """The scene, with another training beside it in the same session, which nothing strikes itself."""
+        beside = self.home / f"{ledger.name}.beside"
+        beside.mkdir()
+        with ThreadPoolExecutor(2) as pool:
+            other = pool.submit(played, self.spark, scene, beside, self.watch, [])
+            found = pool.submit(played, self.spark, scene, ledger, self.watch, faults).result()
+            found["beside"] = other.result()
+        return found
+
+
 def main(home: Path) -> None:
     """Play the scenes that the test has written down."""
     logging.basicConfig(level=logging.INFO, filename=home / "driver.log", format="%(asctime)s %(name)s %(message)s")
-    scenes: list[dict[str, Any]] = json.loads((home / "scenes.json").read_text())
-    spark = cluster(home, scenes[0]["master"])
-    watch, found = Watch(), []
-    for number, scene in enumerate(scenes):
-        ledger = home / f"ledger{number}"
-        ledger.mkdir()
-        if scene.get("at_fetch"):
-            kill_before_fetch(spark, ledger)
-        fault = Fault(ledger=ledger, **scene["fault"]) if scene.get("fault") else None
-        while len(DriverSide(spark.sparkContext).bridges()) < EXECUTORS:  # Spark replaces those that died
-            threading.Event().wait(0.05)
-        layout = {name: tuple(value) if isinstance(value, list) else value for name, value in scene["layout"].items()}
-        found.append(
-            iterated(spark, fault, watch)
-            if scene.get("iterate")
-            else played(spark, fault, ledger, layout, watch, scene.get("how", {}), busy=scene.get("busy", False))
-        )
-        release(GROUP_NAME)
+    stage: dict[str, Any] = json.loads((home / "stage.json").read_text())
+    cast, found = Cast(home, stage), {}
+    for number, (name, scene) in enumerate(stage["scenes"].items()):
+        logging.getLogger(__name__).info("scene %d: %s", number, name)
+        found[name] = cast.play(number, scene)
         (home / "found.json").write_text(json.dumps(found))
-    spark.stop()
+    cast.spark.stop()
 
 
 if __name__ == "__main__":

@@ -1,104 +1,178 @@
 """A fault costs seconds, never the result: each fit ends with the bits of the one that nothing happened to.
 
-One Spark application plays all scenes, on executors of their own that really die; Spark starts new ones.
+One Spark application plays all scenes of a kind, on executors of their own that really die; Spark starts new ones.
+What one checker says of each history is the verdict.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Mapping
-from pathlib import Path
+from itertools import groupby, product
 from typing import Any
 
 import pytest
 
-TESTS = Path(__file__).parents[1]
-MASTER = "local-cluster[3,1,1024]"
+from chaos.checker import History, recomputed
+from chaos.stage import Scene, assert_ended, assert_kept, fault, play
+
+MASTER = "local-cluster[4,1,1024]"
+FOUR = {"ranks": 4, "transport": "auto"}
+FOUR_OR_LESS = {"ranks": (1, 4), "transport": "auto"}
 RANKS = {"ranks": 3, "transport": "auto"}
 BLOCKS = {"ranks": 3, "transport": "blocks"}
 FEWER = {"ranks": (1, 3), "transport": "auto"}
+FEWER_BLOCKS = {"ranks": (1, 3), "transport": "blocks"}
 
-SCENES: dict[str, dict[str, Any]] = {
-    "nothing": {"layout": RANKS},
-    "rank killed in backward": {"layout": RANKS, "fault": {"point": "backward", "call": 6, "action": "kill_rank"}},
-    "rank crashed in update": {"layout": BLOCKS, "fault": {"point": "update", "call": 10, "action": "crash_rank"}},
-    "rank left while it kept": {"layout": RANKS, "fault": {"point": "keep", "call": 3, "action": "exit_rank"}},
+NOTHING: dict[str, Scene] = {"nothing": {"layout": FOUR, "executors": 4}}
+FROM_FOUR_TO_TWO_TO_FOUR: Scene = {
+    "layout": FOUR_OR_LESS, "executors": 4,
+    "shifts": [(4, "shrink_to", 3), (9, "shrink_to", 2), (14, "grow_to", 4)],
+}  # fmt: skip
+ELASTIC: dict[str, Scene] = {
+    "from four executors to two to four": FROM_FOUR_TO_TWO_TO_FOUR,
+    "executor told to leave": {"layout": FOUR_OR_LESS, "limit": 4, "pace_s": 0.1, "shifts": [(5, "leave", False)]},
+}
+SHORT: dict[str, Scene] = {
+    "rank killed in backward": {"layout": RANKS, "limit": 3, "faults": [fault("backward", 6, "kill_rank")]},
+    "rank crashed in update": {"layout": BLOCKS, "faults": [fault("update", 10, "crash_rank")]},
+    "rank left while it kept": {"layout": RANKS, "faults": [fault("keep", 3, "exit_rank")]},
     "executor killed at publish": {
-        "layout": FEWER, "fault": {"point": "publish", "call": 12, "action": "kill_executor"},
+        "layout": FEWER, "faults": [fault("publish", 12, "kill_executor")],
     },
     "executor killed at gather": {
-        "layout": BLOCKS, "fault": {"point": "gather", "call": 7, "action": "kill_executor"},
+        "layout": BLOCKS, "faults": [fault("gather", 7, "kill_executor")],
     },
     "executor killed with copies given": {
-        "layout": RANKS, "fault": {"point": "copy", "call": 2, "action": "kill_executor", "after": True},
+        "layout": RANKS, "faults": [fault("copy", 2, "kill_executor", after=True)],
     },
     "executor stopped in reduce": {
-        "layout": FEWER, "fault": {"point": "reduce", "call": 8, "action": "stop_executor"},
-    },
-    "executor stopped while ranks take their places": {
-        "layout": FEWER, "fault": {"point": "settle", "call": 1, "action": "stop_executor"},
+        "layout": FEWER, "faults": [fault("reduce", 8, "stop_executor")],
     },
     "executor killed before the model was fetched": {"layout": FEWER, "at_fetch": True},
+    "executor killed in the middle of putting blocks, rank 1": {
+        "layout": FEWER_BLOCKS, "faults": [fault("put", 31, "kill_executor", ranks=(1,))],
+    },
     "two executors killed, one behind the other": {
-        "layout": FEWER, "fault": {"point": "reduce", "call": 14, "action": "kill_executor", "times": 2},
+        "layout": FEWER, "faults": [fault("reduce", 14, "kill_executor", times=2)],
     },
 }  # fmt: skip
-ITERATED: dict[str, dict[str, Any]] = {
+GIL: dict[str, Scene] = {
+    "rank holds the interpreter's lock": {"layout": RANKS, "faults": [fault("forward", 40, "hold_gil")]},
+}
+USER: dict[str, Scene] = {
+    "user code calls sys.exit": {"layout": RANKS, "faults": [fault("forward", 40, "sys_exit")]},
+    "user code raises": {"layout": RANKS, "faults": [fault("backward", 6, "raise_error")]},
+}
+ITERATED: dict[str, Scene] = {
     "nothing, iterated": {"layout": {}, "iterate": True},
-    "executor killed in a step": {
-        "layout": {}, "iterate": True, "fault": {"point": "forward", "call": 0, "action": "kill_executor"},
-    },
-}  # fmt: skip
+    "executor killed in a step": {"layout": {}, "iterate": True, "faults": [fault("forward", 0, "kill_executor")]},
+}
+
+PHASES: dict[str, list[dict[str, Any]]] = {
+    "settling": [fault("settle", 1, "kill_executor")],
+    "forward": [fault("forward", 40, "kill_executor")],
+    "backward": [fault("backward", 9, "kill_executor")],
+    "publish": [fault("publish", 9, "kill_executor")],
+    "mid-publish": [fault("put", 41, "kill_executor")],
+    "reduce": [fault("reduce", 9, "kill_executor")],
+    "aggregate": [fault("add", 11, "kill_executor")],
+    "update": [fault("update", 9, "kill_executor")],
+    "gather": [fault("gather", 9, "kill_executor")],
+    "keep": [fault("keep", 3, "kill_executor")],
+    "copy given": [fault("copy", 3, "kill_executor", after=True)],
+    "label": [fault("label", 6, "kill_executor")],
+    "commit": [fault("keep", 3, "kill_executor", after=True)],
+    "collect": [fault("backward", 9, "kill_rank"), fault("collect", 1, "kill_executor")],
+}
+"""Every phase of a run in which an executor may die: `chaos.faults.POINTS`."""
 
 
-def play(
-    home: Path, scenes: Mapping[str, dict[str, Any]], timeout_s: float, program: str = "on_faulty_cluster.py"
-) -> dict[str, dict[str, Any]]:
-    """Play scenes in a child process: a process has one SparkContext."""
-    (home / "scenes.json").write_text(json.dumps([{"master": MASTER, **scene} for scene in scenes.values()]))
-    with (home / "spark.log").open("w") as log:
-        child = subprocess.run(
-            [sys.executable, str(TESTS / "chaos" / program), str(home)],
-            env={**os.environ, "PYTHONPATH": str(TESTS), "PYSPARK_PYTHON": sys.executable},
-            stdout=log, stderr=subprocess.STDOUT, timeout=timeout_s, check=False,
-        )  # fmt: skip
-    assert child.returncode == 0, (home / "spark.log").read_text()[-4000:]
-    return dict(zip(scenes, json.loads((home / "found.json").read_text()), strict=True))
+def phase_scenes() -> dict[str, Scene]:
+    """Each phase, on two ranks, in turn with as many ranks as before and with one less."""
+    scenes: dict[str, Scene] = {}
+    for number, ((phase, faults), rank) in enumerate(product(PHASES.items(), (0, 1))):
+        blocks = phase == "mid-publish" or number % 4 >= 2
+        layout = (FEWER_BLOCKS if blocks else FEWER) if number % 2 else (BLOCKS if blocks else RANKS)
+        scenes[f"executor killed in {phase}, rank {rank}"] = {
+            "layout": layout, "faults": [one | {"ranks": (rank,)} for one in faults],
+        }  # fmt: skip
+    return scenes
+
+
+EVERY_PHASE = phase_scenes()
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
-    """What came of every scene."""
-    return play(tmp_path_factory.mktemp("chaos"), SCENES | ITERATED, 420)
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What came of every scene of the default run."""
+    scenes = NOTHING | ELASTIC | SHORT | GIL | USER | ITERATED
+    return play(
+        tmp_path_factory.mktemp("chaos"), scenes, 540, master=MASTER,
+        conf={"spark.decommission.enabled": "true"},
+    )  # fmt: skip
 
 
-@pytest.mark.timeout(480)
-@pytest.mark.parametrize("scene", SCENES)
-def test_the_result_is_that_of_a_run_without_a_fault(found: dict[str, dict[str, Any]], scene: str) -> None:
-    outcome, nothing = found[scene], found["nothing"]
-    assert "error" not in outcome, outcome["trace"]
-    times = SCENES[scene].get("fault", {}).get("times", 0 if scene == "nothing" else 1)
-    assert len(outcome["struck"]) == times, "the fault really struck"
-    assert outcome["sizes"][0] == 3 or "take their places" in scene
-    assert outcome["resume_s"] is None or outcome["resume_s"] < 60, "long before Spark's own two minutes"
-    assert outcome["losses"] == nothing["losses"]
-    assert outcome["model"] == nothing["model"]
+@pytest.fixture(scope="module")
+def phases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What came of a fault in each phase."""
+    return play(
+        tmp_path_factory.mktemp("phases"), {"nothing": {"layout": RANKS}} | EVERY_PHASE,
+        1700,
+    )  # fmt: skip
 
 
-@pytest.mark.parametrize(
-    "scene", [scene for scene, how in SCENES.items() if "executor" in scene and how["layout"] == FEWER]
-)
-def test_the_run_goes_on_with_those_that_are_left(found: dict[str, dict[str, Any]], scene: str) -> None:
+def strikes(scene: Scene) -> int:
+    """How many faults must have struck."""
+    faults: int = sum(one.get("times", 1) for one in scene.get("faults", ()))
+    return faults + len(scene.get("shifts", ())) + bool(scene.get("at_fetch"))
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("scene", NOTHING | SHORT)
+def test_the_result_is_that_of_a_run_without_a_fault(found: dict[str, Any], scene: str) -> None:
+    assert_kept(found[scene], found["nothing"], strikes=strikes((NOTHING | SHORT)[scene]))
+    assert found[scene]["sizes"][0] == (4 if scene == "nothing" else 3)
+
+
+@pytest.mark.parametrize("scene", [scene for scene, how in SHORT.items() if how["layout"] in (FEWER, FEWER_BLOCKS)])
+def test_the_run_goes_on_with_those_that_are_left(found: dict[str, Any], scene: str) -> None:
     assert min(found[scene]["sizes"]) < 3
 
 
-def test_an_iterated_computation_goes_on_with_every_ranks_state(found: dict[str, dict[str, Any]]) -> None:
+def test_a_run_shrinks_and_grows_with_its_executors(found: dict[str, Any]) -> None:
+    outcome = found["from four executors to two to four"]
+    assert_kept(outcome, found["nothing"], strikes=strikes(FROM_FOUR_TO_TWO_TO_FOUR))
+    assert [size for size, _ in groupby(outcome["sizes"])] == [4, 3, 2, 4]
+
+
+def test_after_a_notice_nothing_is_computed_again(found: dict[str, Any]) -> None:
+    outcome = found["executor told to leave"]
+    assert_kept(outcome, found["nothing"], strikes=1)
+    assert recomputed(History.of(outcome["history"])) == []
+    assert len(set(outcome["sizes"])) > 1, "its rank went on elsewhere"
+
+
+@pytest.mark.parametrize("scene", USER)
+def test_a_fault_of_the_users_code_is_not_tried_again(found: dict[str, Any], scene: str) -> None:
+    assert_ended(found[scene], "TaskFailed: rank ", strikes=1)
+
+
+@pytest.mark.parametrize("scene", GIL)
+def test_a_rank_that_is_only_slow_is_no_fault(found: dict[str, Any], scene: str) -> None:
+    assert_kept(found[scene], found["nothing"], strikes=1)
+    assert found[scene]["faults"] == []
+
+
+def test_an_iterated_computation_goes_on_with_every_ranks_state(found: dict[str, Any]) -> None:
     outcome, nothing = found["executor killed in a step"], found["nothing, iterated"]
     assert "error" not in nothing, nothing["trace"]
     assert "error" not in outcome, outcome["trace"]
     assert len(outcome["struck"]) == 1
     assert outcome["losses"] == nothing["losses"]
     assert outcome["model"] == nothing["model"]
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("scene", EVERY_PHASE)
+def test_an_executor_may_die_in_any_phase(phases: dict[str, Any], scene: str) -> None:
+    assert_kept(phases[scene], phases["nothing"], strikes=strikes(EVERY_PHASE[scene]))

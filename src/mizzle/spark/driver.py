@@ -47,12 +47,12 @@ class DriverSide:
             self._side.end(run)
 
     def bridges(self) -> dict[str, str]:
-        """Description of every executor's bridge that has reported, by executor id."""
+        """Description of every executor's bridge that has reported, by executor id; not of those told to leave."""
         lines = [str(line) for line in self._side.bridges()]
         return dict(line.split("\t", 1) for line in lines)
 
     def hosts(self) -> dict[str, str]:
-        """Spark's name of the host of every executor, by executor id."""
+        """Spark's name of the host of every executor that ranks may be in, by executor id."""
         return {executor: _told(line)["host"] for executor, line in self.bridges().items()}
 
     def listens(self) -> list[str]:

@@ -328,8 +328,9 @@ class GroupRunner:
         return time.process_time() + float(self._jvm.cpu_s())
 
     def _welcome(self) -> None:
-        """At a boundary executors that have come, and those that are known to be gone, change who goes on."""
-        if self._prepared is not None and self._restaff is not None and self._restaff.wants(self._driver.hosts()):
+        """At a boundary executors that have come, are gone or were told to leave change who goes on."""
+        hosts = self._driver.hosts()
+        if self._restaff is not None and (not hosts.keys() >= {*self._executors} or self._restaff.wants(hosts)):
             self._prepared = None
 
     def _replace(self) -> None:
@@ -337,7 +338,7 @@ class GroupRunner:
         hosts = self._driver.hosts()
         lost = [rank for rank, executor in enumerate(self._executors) if executor not in hosts]
         if lost:
-            self._faults.notice(f"the executors of ranks {lost} are gone")
+            self._faults.notice(f"the executors of ranks {lost} are gone, or leave")
         if lost and self._restaff is None:
             raise StateLost(
                 f"executor {self._executors[lost[0]]} is gone, with the elements of the RDD that rank {lost[0]} had. "
@@ -351,7 +352,7 @@ class GroupRunner:
         hosts = self._driver.hosts()
         lost = [executor for executor in executors if executor not in hosts]
         if lost:
-            raise PeerLost(executors.index(lost[0]), f"executor {lost[0]}, which had its state, is gone")
+            raise PeerLost(executors.index(lost[0]), f"executor {lost[0]}, which had its state, is gone or leaves")
         return [(hosts[executor], executor) for executor in executors]
 
 

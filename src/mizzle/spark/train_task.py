@@ -155,6 +155,8 @@ class TrainPart:
                 timeline=self._timeline,
             )  # fmt: skip
             self._trainer = RankTrainer(spec, model, self._exchange, shards, timeline=self._timeline)
+            # Also where the start fails: the model's hooks would keep the weights, and so their memory, for ever.
+            self._files.callback(self._trainer.close)
             if since.checkpoint:
                 self._restore(since)
             elif not since.is_start:
@@ -193,11 +195,10 @@ class TrainPart:
         return metrics.pack(), b"" if self._writer is None else self._writer.told.pack()
 
     def close(self) -> None:
-        """Close the files."""
+        """Close the files, and let go of the model."""
         if self._writer is not None:
             self._writer.close()
         self._files.close()
-        self._trainer.close()
 
     def _take_up(self, since: Committed) -> None:
         """Go on from the states of the boundary, wherever they are, and keep them as those of these ranks."""

@@ -157,9 +157,18 @@ public final class DriverSide implements DriverPlugin {
     replacements.ask(executorId);
   }
 
-  /** One line a living executor whose bridge has reported and is not silent: "executor id TAB description". */
+  /**
+   * One line a living executor whose bridge has reported, is not silent and was not told to leave:
+   * "executor id TAB description".
+   */
   public String[] bridges() {
-    return roster.lines();
+    return roster.lines(this::isLeaving);
+  }
+
+  /** Whether Spark gives it no new tasks, because it is being decommissioned. */
+  private boolean isLeaving(String executorId) {
+    return context != null
+        && context.taskScheduler().getExecutorDecommissionState(executorId).isDefined();
   }
 
   /** What Spark said when it removed an executor; empty: it has not. */

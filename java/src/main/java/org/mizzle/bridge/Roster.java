@@ -7,6 +7,7 @@ import java.util.List;
 import java.util.Map;
 import java.util.Set;
 import java.util.TreeSet;
+import java.util.function.Predicate;
 
 /**
  * The executors as the driver knows them: whose bridge has reported, who holds ranks of which run,
@@ -100,10 +101,16 @@ final class Roster {
     return gone;
   }
 
-  /** One line an executor that lives and is not silent: "executor id TAB description". */
-  synchronized String[] lines() {
-    Set<String> silent = pulse.silent();
-    return bridges.entrySet().stream().filter(e -> !silent.contains(e.getKey()))
+  /** One line an executor that lives, is not silent and stays: "executor id TAB description". */
+  String[] lines(Predicate<String> isLeaving) {
+    Map<String, String> heard;
+    synchronized (this) {
+      heard = new LinkedHashMap<>(bridges);
+      heard.keySet().removeAll(pulse.silent());
+    }
+    // Not under the lock: Spark is asked, which has locks of its own.
+    heard.keySet().removeIf(isLeaving);
+    return heard.entrySet().stream()
         .map(e -> e.getKey() + "\t" + e.getValue()).toArray(String[]::new);
   }
 

@@ -28,6 +28,12 @@ final class DriverSideTest {
     equal("", driver.whyRemoved("2"));
   }
 
+  void whoWasToldToLeaveIsNoPlaceForARank() {
+    hello("1");
+    hello("2");
+    equal(List.of("2\tpid=2"), List.of(driver.roster().lines("1"::equals)));
+  }
+
   private void starts(long task, int stage, int index) {
     driver.listener().onTaskStart(new SparkListenerTaskStart(stage, 0, info(task, index)));
   }

@@ -1,0 +1,158 @@
+"""What an application's runs leave behind on this machine: processes, memory, blocks, files, descriptors.
+
+An executor's idle residents with their standbys are meant to stay for the next run; nothing else of a run is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from mizzle.blocks.bridge import CARD, BridgeClient
+from mizzle.blocks.deadline import Deadline
+from mizzle.errors import MizzleError
+
+WITHIN_S = 10.0
+_LOOK_AGAIN_S = 0.25
+_SHARED = Path("/dev/shm")  # noqa: S108 - nothing is written there
+_RESIDENT = b"mizzle.spark.resident"
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process, as /proc tells.
+
+    Attributes:
+        pid: its number.
+        parent: that of its parent.
+        words: the command line.
+        directory: the executor's that it is, or works for.
+        is_executor: whether it is a JVM.
+    """
+
+    pid: int
+    parent: int
+    words: tuple[bytes, ...]
+    directory: str
+    is_executor: bool
+
+    @property
+    def is_resident(self) -> bool:
+        """Whether it may be a rank, or a standby."""
+        return _RESIDENT in self.words
+
+    def memory(self) -> set[str]:
+        """Regions of arenas that it holds open or mapped."""
+        entry = Path(f"/proc/{self.pid}")
+        found: set[str] = set()
+        try:
+            for fd in (entry / "fd").iterdir():
+                found |= _region(str(fd.readlink()))
+            for line in (entry / "maps").read_text().splitlines():
+                found |= _region(line.partition("/")[2] and f"/{line.partition('/')[2]}")
+        except OSError:
+            pass  # it has ended meanwhile
+        return found
+
+
+def _region(target: str) -> set[str]:
+    return {target.removesuffix(" (deleted)")} if target.startswith("/memfd:mizzle-") else set()
+
+
+def processes(home: Path) -> list[Process]:
+    """Executors of the application whose ``spark.local.dir`` is there, and what works for them, now or in the past."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if not entry.name.isdigit():
+            continue
+        try:
+            words = tuple((entry / "cmdline").read_bytes().split(b"\0"))
+            settings = dict(one.partition(b"=")[::2] for one in (entry / "environ").read_bytes().split(b"\0"))
+            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:
+            continue  # it has ended, or is another user's
+        is_executor = b"--executor-id" in words
+        at = settings.get(b"SPARK_EXECUTOR_DIRS" if is_executor else b"SPARK_LOCAL_DIRS", b"").decode().split(",")[0]
+        if at.startswith(str(home)):
+            found.append(Process(int(entry.name), parent, words, at, is_executor))
+    return found
+
+
+def residents(home: Path) -> list[Process]:
+    """The resident processes, without the standbys behind them."""
+    found = [one for one in processes(home) if one.is_resident]
+    pids = {one.pid for one in found}
+    return [one for one in found if one.parent not in pids]
+
+
+def executor_of(one: Process, among: list[Process]) -> Process | None:
+    """The executor that a process works for, if it lives."""
+    return next((other for other in among if other.is_executor and one.directory.startswith(other.directory)), None)
+
+
+class Inventory:
+    """Of one application on this machine.
+
+    Args:
+        home: its ``spark.local.dir``.
+        slots: of an executor: so many residents may be idle in it, and one that was started ahead of its rank. A rank
+            that is killed is followed by a standby and by a new resident; what is too much ends a minute later.
+    """
+
+    def __init__(self, home: Path, slots: int = 1) -> None:
+        self._home, self._slots = home, slots
+        self._names = set(_SHARED.iterdir())
+
+    def left(self, kills: int = 0) -> list[str]:
+        """What of past runs is still there, ten seconds from now; at once when there is nothing.
+
+        Args:
+            kills: ranks that were killed in the last run.
+        """
+        deadline, paused = Deadline.after(WITHIN_S), threading.Event()
+        while True:
+            found = [*self._of_processes(self._slots + 1 + kills), *self._names_left(), *self._of_bridges()]
+            if not found or deadline.passed:
+                return found
+            paused.wait(_LOOK_AGAIN_S)
+
+    def _of_processes(self, most: int) -> Iterator[str]:
+        all_ = processes(self._home)
+        for one in all_:
+            if not one.is_executor and executor_of(one, all_) is None:
+                yield f"process {one.pid} of an executor that is gone: {b' '.join(one.words).decode()[:80]}"
+            yield from (f"{region} in process {one.pid}" for region in sorted(one.memory()))
+        pids = {one.pid for one in all_ if one.is_resident}
+        for executor in (one for one in all_ if one.is_executor):
+            idle = [one.pid for one in all_ if one.is_resident and one.parent not in pids
+                    and one.directory.startswith(executor.directory)]  # fmt: skip
+            if len(idle) > most:
+                yield f"more than {most} residents in executor process {executor.pid}: {idle}"
+
+    def _names_left(self) -> Iterator[str]:
+        yield from (str(path) for path in set(_SHARED.iterdir()) - self._names if "mizzle" in path.name)
+
+    def _of_bridges(self) -> Iterator[str]:
+        for card in self._home.rglob(CARD):
+            try:
+                path, token = card.read_text().split()
+                with BridgeClient(path, bytes.fromhex(token), Deadline.after(5)) as client:
+                    blocks = client.count_blocks("test_mizzle")
+            except (MizzleError, OSError, ValueError):
+                continue  # its executor was killed: its files go with the application
+            if blocks:
+                yield f"{blocks} blocks in executor {client.executor_id}"
+            yield from (f"the folder {folder}" for folder in card.parent.glob("mizzle-*") if folder.is_dir())
+
+
+def fds(pid: int) -> int:
+    """How many descriptors a process has open."""
+    return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def resident_kb(pid: int) -> int:
+    """How much memory of its own a process has: anonymous pages, in KB."""
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))

@@ -1,0 +1,105 @@
+"""Started by `test_soak`: fit after fit while a nemesis strikes, until the time is up or there were enough faults."""
+
+from __future__ import annotations
+
+import gc
+import json
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from chaos.inventory import fds, processes, resident_kb
+from chaos.membership import Executors
+from chaos.nemesis import FAULTS, Nemesis
+from chaos.on_faulty_cluster import Cast, played
+
+WARM_UP = 3
+"""Fits before what the driver holds is counted: Spark and torch fill their caches in the first."""
+
+
+class Soak:
+    """One application under a nemesis."""
+
+    def __init__(self, home: Path, stage: dict[str, Any]) -> None:
+        self.home, self.stage = home, stage
+        self.cast = Cast(home, stage)
+        self.spark, self.watch = self.cast.spark, self.cast.watch
+        self.executors = Executors(self.spark)
+        self.fits = 0
+
+    def fit(self) -> dict[str, Any]:
+        """One training, judged later; what its ranks noted is taken away again."""
+        ledger = self.home / f"ledger{self.fits}"
+        ledger.mkdir()
+        self.fits += 1
+        found = played(self.spark, self.stage["scene"], ledger, self.watch, [])
+        for path in ledger.iterdir():
+            path.unlink()
+        return found
+
+    def held(self) -> dict[str, int]:
+        """What the driver's two processes hold, and what works for them."""
+        gc.collect()
+        jvm: Any = self.spark.sparkContext._jvm
+        jvm.System.gc()
+        heap = jvm.java.lang.management.ManagementFactory.getMemoryMXBean().getHeapMemoryUsage()
+        pid = int(jvm.ProcessHandle.current().pid())
+        return {
+            "heap_kb": int(heap.getUsed()) // 1024, "python_kb": resident_kb(os.getpid()),
+            "jvm_fds": fds(pid), "python_fds": fds(os.getpid()),
+            "processes": len([one for one in processes(self.home / "local") if not one.is_executor]),
+        }  # fmt: skip
+
+    def ends(self) -> list[float]:
+        """When groups were done, of all fits."""
+        return sorted(end for one in self.watch.of.values() for end in one.ends)
+
+    def run(self) -> dict[str, Any]:
+        """Fit, strike, fit, strike."""
+        wanted = self.stage["executors"]
+        self.executors.await_count(wanted)
+        calm = [self.fit() for _ in range(WARM_UP)]
+        left = self.cast.inventory.left()
+        before = self.held()
+        begun = time.time()
+        nemesis = Nemesis(
+            self.spark, self.home / "local", seed=self.stage["seed"], every_s=self.stage["every_s"],
+            got_on=self._got_on, executors=wanted, faults=self.stage.get("faults", FAULTS),
+        )  # fmt: skip
+        fits = []
+        while self._goes_on(nemesis, begun):
+            fits.append(self.fit())
+            logging.getLogger(__name__).info("fit %d, %d faults", len(fits), len(nemesis.struck))
+            (self.home / "so_far.json").write_text(json.dumps({"struck": nemesis.struck}))
+        wall_s = time.time() - begun
+        nemesis.end()
+        self.executors.await_count(wanted)
+        last = self.fit()  # with nobody striking
+        return {
+            "calm": calm[-1], "fits": [*fits, last], "struck": nemesis.struck, "begun": begun, "wall_s": wall_s,
+            "ends": [end for end in self.ends() if end > begun], "left": left + self.cast.inventory.left(),
+            "before": before, "after": self.held(),
+        }  # fmt: skip
+
+    def _got_on(self, since: float) -> bool:
+        return any(end > since for end in self.ends()[-1:])
+
+    def _goes_on(self, nemesis: Nemesis, begun: float) -> bool:
+        if "strikes" in self.stage:
+            return len(nemesis.struck) < int(self.stage["strikes"])
+        return time.time() - begun < float(self.stage["soak_s"])
+
+
+def main(home: Path) -> None:
+    """Soak."""
+    logging.basicConfig(level=logging.INFO, filename=home / "driver.log", format="%(asctime)s %(name)s %(message)s")
+    soak = Soak(home, json.loads((home / "stage.json").read_text()))
+    (home / "found.json").write_text(json.dumps(soak.run()))
+    soak.spark.stop()
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,66 @@
+"""Scenes are played in a child process, because a process has one SparkContext; and how their outcome is judged."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from chaos.checker import History, complaints
+
+TESTS = Path(__file__).parents[1]
+MASTER = "local-cluster[3,1,1024]"
+Scene = dict[str, Any]
+"""What is played: "layout" of the run, "faults" (each the arguments of `chaos.faults.Fault`), "shifts" (see
+`chaos.membership.Shifts`), "executors" that must be there, "limit" of them, "group" (K), "iterations", "how" (further
+arguments of the Trainer), "pace_s" of a shard, "at_fetch", "iterate", "beside"."""
+
+
+def fault(point: str, call: int, action: str, **more: Any) -> dict[str, Any]:
+    """One of a scene's faults."""
+    return {"point": point, "call": call, "action": action, **more}
+
+
+def play(
+    home: Path, scenes: Mapping[str, Scene], timeout_s: float, program: str = "on_faulty_cluster.py", *,
+    master: str = MASTER, **more: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """Play scenes.
+
+    Args:
+        home: an empty directory.
+        scenes: by name.
+        timeout_s: for all of them.
+        program: that plays, beside this file.
+        master: of Spark.
+        more: what else it is told.
+    """
+    (home / "stage.json").write_text(json.dumps({"master": master, "scenes": dict(scenes), **more}))
+    with (home / "spark.log").open("w") as log:
+        child = subprocess.run(
+            [sys.executable, str(TESTS / "chaos" / program), str(home)],
+            env={**os.environ, "PYTHONPATH": str(TESTS), "PYSPARK_PYTHON": sys.executable},
+            stdout=log, stderr=subprocess.STDOUT, timeout=timeout_s, check=False,
+        )  # fmt: skip
+    assert child.returncode == 0, (home / "spark.log").read_text()[-4000:]
+    found: dict[str, Any] = json.loads((home / "found.json").read_text())
+    return found
+
+
+def assert_kept(outcome: Mapping[str, Any], calm: Mapping[str, Any], *, strikes: int) -> None:
+    """The run was struck so often, and went on to the end as if nothing had happened."""
+    assert "error" not in outcome, outcome["trace"]
+    assert len(outcome["struck"]) == strikes, f"the faults really struck: {outcome['struck']}"
+    assert complaints(History.of(outcome["history"]), History.of(calm["history"])) == []
+
+
+def assert_ended(outcome: Mapping[str, Any], error: str, *, strikes: int) -> None:
+    """The run was struck so often, and ended with that error, in time and without leaving anything."""
+    assert "error" in outcome, "it went on"
+    assert outcome["error"].startswith(error), outcome["trace"]
+    assert len(outcome["struck"]) == strikes, f"the faults really struck: {outcome['struck']}"
+    assert complaints(History.of(outcome["history"]), History()) == []

@@ -1,0 +1,87 @@
+"""Faults without end: minutes of a random mix, and a hundred kills. Every fit keeps its bits, and nothing piles up.
+
+`MIZZLE_SOAK_S` seconds (300), a fault every `MIZZLE_SOAK_EVERY_S` (15), by `MIZZLE_SOAK_SEED`; `MIZZLE_SOAK_KILLS`
+(100). What was seen goes to ``build/soak.json``.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from chaos.checker import History, complaints
+from chaos.stage import play
+
+MASTER = "local-cluster[4,1,1024]"
+SOAK_S = float(os.environ.get("MIZZLE_SOAK_S", "300"))
+EVERY_S = float(os.environ.get("MIZZLE_SOAK_EVERY_S", "15"))
+KILLS = int(os.environ.get("MIZZLE_SOAK_KILLS", "100"))
+SEED = int(os.environ.get("MIZZLE_SOAK_SEED", "7"))
+SCENE: dict[str, Any] = {"layout": {"ranks": (2, 4), "transport": "auto"}, "iterations": 120, "pace_s": 0.02}
+SMALL = {"spark.ui.retainedJobs": "20", "spark.ui.retainedStages": "20", "spark.sql.ui.retainedExecutions": "5"}
+"""What Spark remembers of past jobs is no leak, and must not look like one."""
+BUILD = Path(__file__).parents[2] / "build"
+
+
+def soak(home: Path, timeout_s: float, **more: Any) -> dict[str, Any]:
+    return play(
+        home, {}, timeout_s, "on_soak.py", master=MASTER, scene=SCENE, executors=4, seed=SEED,
+        conf=SMALL, **more,
+    )  # fmt: skip
+
+
+def report(name: str, found: dict[str, Any]) -> dict[str, Any]:
+    """For people: goodput is what the same iterations take in peace, of the time that they took."""
+    calm_s = found["calm"]["wall_s"]
+    told = {
+        "faults": Counter(fault for _, fault in found["struck"]), "fits": len(found["fits"]),
+        "wall_s": found["wall_s"], "goodput": calm_s * (len(found["fits"]) - 1) / found["wall_s"],
+        "longest_without_commit_s": max(after - before for before, after in pairwise([found["begun"], *found["ends"]])),
+        "before": found["before"], "after": found["after"],
+    }  # fmt: skip
+    BUILD.mkdir(exist_ok=True)
+    (BUILD / f"{name}.json").write_text(json.dumps(told, indent=2))
+    return told
+
+
+def assert_every_fit_kept(found: dict[str, Any]) -> None:
+    for outcome in found["fits"]:
+        assert "error" not in outcome, outcome["trace"]
+        assert complaints(History.of(outcome["history"]), History.of(found["calm"]["history"])) == []
+    assert found["left"] == []
+
+
+def assert_nothing_piled_up(told: dict[str, Any]) -> None:
+    before, after = told["before"], told["after"]
+    assert after["processes"] <= before["processes"], "workers and residents"
+    for name in ("jvm_fds", "python_fds"):
+        assert after[name] <= before[name] + 16, f"{name}: connections to executors come and go, but do not pile up"
+    for name in ("heap_kb", "python_kb"):
+        assert after[name] <= before[name] * 1.02 + 4096, f"{name} has grown from {before[name]} to {after[name]}"
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(SOAK_S * 3 + 600)
+def test_minutes_of_mixed_faults_change_nothing(tmp_path: Path) -> None:
+    found = soak(tmp_path, SOAK_S * 3 + 500, soak_s=SOAK_S, every_s=EVERY_S)
+    told = report("soak", found)
+    assert_every_fit_kept(found)
+    assert len(found["struck"]) >= SOAK_S / (3 * EVERY_S), "there were faults"
+    assert told["longest_without_commit_s"] < 60
+    assert_nothing_piled_up(told)
+
+
+@pytest.mark.chaos
+@pytest.mark.timeout(KILLS * 40 + 600)
+def test_a_hundred_kills_leave_nothing_behind(tmp_path: Path) -> None:
+    found = soak(tmp_path, KILLS * 40 + 500, strikes=KILLS, every_s=0.5, faults=["rank_kill", "executor_kill"])
+    told = report("kills", found)
+    assert_every_fit_kept(found)
+    assert len(found["struck"]) >= KILLS
+    assert_nothing_piled_up(told)
