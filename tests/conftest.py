@@ -68,7 +68,7 @@ def spark_local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SparkSessi
 def local_bridge(spark_local: SparkSession) -> LocalBridge:
     """The bridge of that session: its executor is the driver's JVM, and this process may connect to it."""
     from contract.stores import LocalBridge
-    from mizzle.blocks.bridge import find_bridge
+    from mizzle.blocks.card import find_bridge
     from mizzle.spark.driver import DriverSide
 
     context = spark_local.sparkContext

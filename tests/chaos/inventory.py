@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from mizzle.blocks.bridge import CARD, BridgeClient
+from mizzle.blocks.bridge import BridgeClient
+from mizzle.blocks.card import CARD
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import MizzleError
 

@@ -61,7 +61,8 @@ def settle_rank(run: str, generation: int, meeting: str, rank: int, _rows: Itera
     import subprocess
     import sys
 
-    from mizzle.blocks.bridge import BridgeClient, find_bridge
+    from mizzle.blocks.bridge import BridgeClient
+    from mizzle.blocks.card import find_bridge
     from mizzle.blocks.deadline import Deadline
     from mizzle.blocks.residence import hire
 

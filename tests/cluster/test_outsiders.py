@@ -19,7 +19,7 @@ from pyspark.sql import SparkSession
 from cluster.fuzz import fuzzed
 from contract.stores import LocalBridge, join
 from mizzle.blocks.arena import allocate
-from mizzle.blocks.bridge import CARD
+from mizzle.blocks.card import CARD
 from mizzle.blocks.frames import PROTOCOL_VERSION, Request, Writer
 from mizzle.spark.iterate import iterate
 

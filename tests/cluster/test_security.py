@@ -25,7 +25,8 @@ from cluster.fuzz import Fuzzer
 from cluster.stranger import rob
 from cluster.trainings import fit
 from harness import eventually
-from mizzle.blocks.bridge import CARD, BridgeClient, find_bridge
+from mizzle.blocks.bridge import BridgeClient
+from mizzle.blocks.card import CARD, find_bridge
 from mizzle.blocks.deadline import Deadline
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.security import ENCRYPT

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from mizzle.blocks.arena import BridgeArena, open_region
+from mizzle.blocks.card import find_bridge
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import (
     ANSWER,
@@ -62,9 +63,6 @@ _GRACE_S = 1.0
 _LEAST_S = 0.0005
 _CHUNK_BYTES = 1 << 16
 
-CARD = "mizzle.bridge"
-"""Name of the file in the executor's local directory that tells socket and token."""
-
 
 @dataclass(frozen=True, slots=True)
 class Peer:
@@ -91,40 +89,6 @@ class Membership:
     generation: int
     rank: int
     peers: tuple[Peer, ...]
-
-
-def find_bridge(local_dirs: str | None) -> tuple[str, bytes]:
-    """Socket path and token of the bridge of the executor this worker belongs to.
-
-    Args:
-        local_dirs: what Spark tells its Python workers in ``SPARK_LOCAL_DIRS``.
-
-    Raises:
-        BridgeMissing: this is no Spark worker, or its session has no bridge.
-    """
-    path, token, _ = _card(local_dirs)
-    return path, bytes.fromhex(token)
-
-
-def lease_s(local_dirs: str | None) -> float:
-    """For so many seconds that bridge may be silent; after that others may have taken over from its ranks.
-
-    Raises:
-        BridgeMissing: as `find_bridge` does.
-    """
-    return int(_card(local_dirs)[2]) / 1000
-
-
-def _card(local_dirs: str | None) -> list[str]:
-    """Socket path, token, and the length of the lease in ms."""
-    for directory in (local_dirs or "").split(","):
-        card = Path(directory) / CARD
-        if directory and card.is_file():
-            return card.read_text().split()
-    raise BridgeMissing(
-        "no mizzle bridge in this executor: start the session with mizzle.session(...), or with "
-        "SparkSession.builder.config(map=mizzle.spark_conf())"
-    )
 
 
 class BridgeClient:

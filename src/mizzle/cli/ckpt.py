@@ -14,9 +14,9 @@ from rich.table import Table
 from mizzle.cli.output import JsonFile, check_writable, write_json
 from mizzle.cli.telling import telling
 from mizzle.errors import CheckpointError
-from mizzle.training.checkpoint import CheckpointStore, Listed
+from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.export import export as write_model
-from mizzle.training.manifest import Manifest
+from mizzle.training.manifest import Listed, Manifest
 
 StorePath = Annotated[
     str, typer.Argument(metavar="PATH", help="Where the run keeps its checkpoints: a directory, or a URI (s3://, ...).")

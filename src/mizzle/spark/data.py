@@ -30,7 +30,7 @@ from mizzle.spark.rows import Lengths, Rule, check_rows, current_partition
 from mizzle.training.shards import ShardWriter
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy.typing as npt
 
@@ -123,16 +123,21 @@ def shard_dataframe(
         _raise_if_full(error)
         raise
     _check_same_rows(checked, rows)
-    infos = [
-        ShardInfo(row["shard"], row["rows"], row["bytes"], row["path"], row["executor"], row["host"])
-        for row in rows if row["shard"] != _REPORT_SHARD
-    ]  # fmt: skip
-    infos.sort(key=lambda info: info.shard)
+    infos = _infos(rows)
     expected = {s: len(range(s, checked.num_rows, num_shards)) for shards in shards_of_rank for s in shards}
     if {info.shard: info.rows for info in infos} != expected:
         raise DataError("shards do not hold the rows they should; the DataFrame changes while read: persist it")
     _log.info("run=%s shards=%d rows=%d bytes=%d", run, len(infos), checked.num_rows, sum(i.bytes for i in infos))
     return infos
+
+
+def _infos(rows: Iterable[Any]) -> list[ShardInfo]:
+    """By shard number."""
+    infos = [
+        ShardInfo(row["shard"], row["rows"], row["bytes"], row["path"], row["executor"], row["host"])
+        for row in rows if row["shard"] != _REPORT_SHARD
+    ]  # fmt: skip
+    return sorted(infos, key=lambda info: info.shard)
 
 
 def _raise_if_full(error: Exception) -> None:

@@ -11,7 +11,8 @@ import select
 from collections.abc import Callable
 from contextlib import suppress
 
-from mizzle.blocks.bridge import BridgeClient, lease_s
+from mizzle.blocks.bridge import BridgeClient
+from mizzle.blocks.card import lease_s
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import MizzleError
 

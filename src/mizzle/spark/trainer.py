@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -147,10 +147,8 @@ class Trainer:
         progress: bool | None = None,
     ) -> None:
         """See the class."""
-        _check_kinds(model, run=run, stop=stop, checkpoints=checkpoints)
+        _check_kinds(model, metrics or {}, run=run, stop=stop, checkpoints=checkpoints)
         _check_counts(max_epochs, max_iterations, validate_every)
-        if stop is not None:
-            stop.check_monitor(metrics or {})
         for what, thing in (("the loss", loss), ("the optimizer's factory", optimizer), ("metrics", metrics)):
             shipped(thing, what)
         # Copied together: a loss that reaches into the model must reach into the copy.
@@ -214,6 +212,13 @@ class Trainer:
             StateLost: all copies of a state are lost, and there is no checkpoint to go back to.
             CheckpointError: no checkpoint can be written there, or none of those that are there can be read.
         """
+        self._check_fit(df, validation, resume)
+        shipped(collate, "collate")
+        columns = Columns.of(features, label, shape=shape, collate=collate)
+        check = partial(check_dataframe, columns=columns, num_classes=num_classes, bad_rows=bad_rows)
+        return self._fit(df, validation, check, resume)
+
+    def _check_fit(self, df: object, validation: object, resume: str) -> None:
         if not isinstance(df, DataFrame):
             raise ConfigError(f"fit takes a Spark DataFrame, not {type(df).__name__}: use spark.createDataFrame")
         if validation is None and (self._stop is not None or self._spec.metrics):
@@ -225,10 +230,6 @@ class Trainer:
             raise ConfigError(
                 "resume='auto' goes on from a checkpoint: give Trainer(checkpoints=Checkpoints(path=...))"
             )
-        shipped(collate, "collate")
-        columns = Columns.of(features, label, shape=shape, collate=collate)
-        check = partial(check_dataframe, columns=columns, num_classes=num_classes, bad_rows=bad_rows)
-        return self._fit(df, validation, check, resume)
 
     def _fit(
         self,
@@ -332,12 +333,14 @@ class Trainer:
         return HyperSchedule(FlatParameters(self._model, self._spec.groups), self._spec.optimizer, self._scheduler)
 
 
-def _check_kinds(model: object, **given: object) -> None:
+def _check_kinds(model: object, metrics: Collection[str], **given: object) -> None:
     if not isinstance(model, torch.nn.Module):
         raise ModelError(f"model is {model!r}: give an instance of torch.nn.Module")
     for name, kind in (("run", RunConfig), ("stop", EarlyStopping), ("checkpoints", Checkpoints)):
         if given[name] is not None and not isinstance(given[name], kind):
             raise ConfigError(f"{name} is {given[name]!r}: give a mizzle.{kind.__name__}")
+    if isinstance(given["stop"], EarlyStopping):
+        given["stop"].check_monitor(metrics)
 
 
 def _check_counts(max_epochs: int, max_iterations: int | None, validate_every: int | str) -> None:

@@ -15,16 +15,26 @@ import secrets
 from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import pyarrow as pa
 import pyarrow.fs
 
 from mizzle.errors import CheckpointError, ConfigError
-from mizzle.training.manifest import FROZEN, MANIFEST, MAX_BYTES, WEIGHTS, Manifest, Part, iteration_of, part_file
-from mizzle.training.recut import OWNED, SPANS
+from mizzle.training.manifest import (
+    FROZEN,
+    MANIFEST,
+    MAX_BYTES,
+    WEIGHTS,
+    Listed,
+    Manifest,
+    Part,
+    iteration_of,
+    part_file,
+)  # fmt: skip
+from mizzle.training.recut import OWNED, check_header
 from mizzle.training.state import Header, header_bytes, read_header
-from mizzle.training.storage import PIECE_BYTES, Source, Storage, pieces, storage_of
+from mizzle.training.storage import PIECE_BYTES, Source, Storage, fill, pieces, storage_of
 
 logger = logging.getLogger(__name__)
 
@@ -32,21 +42,6 @@ _READERS = 4
 _PROBE = "probe"
 _FOLDER_BYTES = 4096  # of a new one, on most file systems
 _PEEK = 8  # bytes that tell how long the header of a state is
-
-
-@dataclass(frozen=True, slots=True)
-class Listed:
-    """A folder of the store, not looked into.
-
-    Attributes:
-        name: of the checkpoint.
-        iteration: from its name.
-        committed: it has a manifest; else it is what a broken or unfinished save has left.
-    """
-
-    name: str
-    iteration: int
-    committed: bool
 
 
 class CheckpointStore:
@@ -134,7 +129,7 @@ class CheckpointStore:
         with self._opened(name, part) as (source, head):
             raw = memoryview(bytearray(header_bytes(head, num_bytes)))
             raw[:_PEEK] = head
-            _fill(source, raw[_PEEK:])
+            fill(source, raw[_PEEK:])
         try:
             owned = read_header(raw, num_bytes).scalars[OWNED]
             return replace(part, owned=tuple((int(start), int(stop)) for start, stop in owned if start < stop))
@@ -187,7 +182,7 @@ class CheckpointStore:
             raise CheckpointError(f"{name!r} is no name of a checkpoint: `mizzle ckpt ls {self.path}` lists them")
         with self._explained(name, MANIFEST), self._storage.open(name, MANIFEST) as source:
             raw = bytearray(min(source.num_bytes, MAX_BYTES + 1))
-            _fill(source, memoryview(raw))
+            fill(source, memoryview(raw))
         try:
             manifest = Manifest.of_json(bytes(raw))
         except CheckpointError as error:
@@ -232,20 +227,20 @@ class CheckpointStore:
             header = memoryview(bytearray(header_bytes(head, part.num_bytes)))
             header[:_PEEK] = head
             with self._explained(name, part.file):
-                _fill(source, header[_PEEK:])
+                fill(source, header[_PEEK:])
                 digest.update(header)
                 spare = memoryview(bytearray(min(PIECE_BYTES, part.num_bytes - len(header))))
                 rest = part.num_bytes - len(header)
                 while rest:
                     piece = spare[: min(rest, len(spare))]
-                    _fill(source, piece)
+                    fill(source, piece)
                     digest.update(piece)
                     rest -= len(piece)
             self._compare(name, part, digest.hexdigest())
         try:
             found = read_header(header, part.num_bytes)
             if part.file != FROZEN:
-                _check_state(part, found)
+                check_header(found, part.owned)
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise self._error(name, part.file, f"is no state of a rank: {error}") from error
         return found
@@ -359,7 +354,7 @@ class CheckpointStore:
                     name, part.file, f"has {source.num_bytes} bytes, not {part.num_bytes} as its manifest says"
                 )
             head = bytearray(min(_PEEK, part.num_bytes))
-            _fill(source, memoryview(head))
+            fill(source, memoryview(head))
             try:
                 header_bytes(head, part.num_bytes)
             except ConfigError as error:
@@ -370,7 +365,7 @@ class CheckpointStore:
         memory[: len(head)] = head
         digest = hashlib.sha256(head)
         for piece in pieces(memory[len(head) :]):
-            _fill(source, piece)
+            fill(source, piece)
             digest.update(piece)
         self._compare(name, part, digest.hexdigest())
 
@@ -395,31 +390,3 @@ class CheckpointStore:
 
     def _error(self, name: str, file: str, what: str) -> CheckpointError:
         return CheckpointError(f"{'/'.join(filter(None, [self.path, name, file]))}: {what}")
-
-
-def _fill(source: Source, memory: memoryview) -> None:
-    while memory:
-        got = source.readinto(memory)
-        if not got:
-            raise OSError(errno.EIO, "it ended before its length")
-        memory = memory[got:]
-
-
-def _check_state(part: Part, header: Header) -> None:
-    """What a rank loads must hold what the manifest promises.
-
-    Raises:
-        ValueError: says what is wrong. KeyError and TypeError: something is missing, or of another type.
-    """
-    if tuple((start, stop) for start, stop in header.scalars[OWNED] if start < stop) != part.owned:
-        raise ValueError("it holds other ranges than its manifest says")
-    for name, kind in (("signature", str), ("log", dict), ("scalars", dict)):
-        if not isinstance(header.scalars[name], kind):
-            raise TypeError(f"its {name!r} is no {kind.__name__}")
-    spans = header.scalars[SPANS]
-    for name, (first, last) in spans.items():
-        length = sum(max(0, min(stop, last) - max(start, first)) for start, stop in part.owned)
-        if header.tensors[name][1] != (length,):
-            raise ValueError(f"{name!r} has shape {header.tensors[name][1]}, not {(length,)}")
-    if WEIGHTS not in spans or header.tensors[WEIGHTS][0] != "F32":
-        raise ValueError("it has no weights in float32")

@@ -144,6 +144,21 @@ class Manifest:
         return manifest
 
 
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A folder of the store, not looked into.
+
+    Attributes:
+        name: of the checkpoint.
+        iteration: from its name.
+        committed: it has a manifest; else it is what a broken or unfinished save has left.
+    """
+
+    name: str
+    iteration: int
+    committed: bool
+
+
 def part_file(rank: int) -> str:
     """The name of the file with a rank's state."""
     return f"part-{rank:05d}.safetensors"

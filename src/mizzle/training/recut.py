@@ -15,6 +15,8 @@ import torch
 
 from mizzle.collectives.slices import Slice
 from mizzle.errors import ConfigError
+from mizzle.training.manifest import WEIGHTS
+from mizzle.training.state import Header
 
 OWNED, SPANS = "owned", "spans"
 """Scalars of a state: its ranges; and for every tensor that holds elements of them, the range that these are cut to."""
@@ -100,6 +102,30 @@ def _needed(then: Sequence[Sequence[Slice]], wanted: Sequence[Slice], rank: int)
 def owned_of(state: State) -> list[Slice]:
     """The ranges that a state has."""
     return [Slice(start, stop) for start, stop in state[1][OWNED]]
+
+
+def check_header(header: Header, owned: Sequence[tuple[int, int]]) -> None:
+    """Refuse a state that does not hold what is said of it; its tensors need not be at hand.
+
+    Args:
+        header: of the state.
+        owned: the ranges [start, stop) that it is said to hold.
+
+    Raises:
+        ValueError: says what is wrong. KeyError and TypeError: something is missing, or of another type.
+    """
+    if tuple((start, stop) for start, stop in header.scalars[OWNED] if start < stop) != owned:
+        raise ValueError("it holds other ranges than its manifest says")
+    for name, kind in (("signature", str), ("log", dict), ("scalars", dict)):
+        if not isinstance(header.scalars[name], kind):
+            raise TypeError(f"its {name!r} is no {kind.__name__}")
+    spans = header.scalars[SPANS]
+    for name, (first, last) in spans.items():
+        length = sum(max(0, min(stop, last) - max(start, first)) for start, stop in owned)
+        if header.tensors[name][1] != (length,):
+            raise ValueError(f"{name!r} has shape {header.tensors[name][1]}, not {(length,)}")
+    if WEIGHTS not in spans or header.tensors[WEIGHTS][0] != "F32":
+        raise ValueError("it has no weights in float32")
 
 
 def recut(states: Sequence[State], owned: Sequence[Slice]) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

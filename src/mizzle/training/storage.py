@@ -285,6 +285,19 @@ def storage_of(path: str, filesystem: fs.FileSystem | None = None) -> Storage:
     return ArrowStorage(filesystem, path)
 
 
+def fill(source: Source, memory: memoryview) -> None:
+    """Read on until all of ``memory`` is filled.
+
+    Raises:
+        OSError: the file ends before.
+    """
+    while memory:
+        got = source.readinto(memory)
+        if not got:
+            raise OSError(errno.EIO, "it ended before its length")
+        memory = memory[got:]
+
+
 def pieces(memory: memoryview) -> Iterator[memoryview]:
     """Views of it, one after the other, none larger than PIECE_BYTES."""
     view = memory.cast("B")

@@ -7,7 +7,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
-from mizzle.blocks.bridge import CARD
+from mizzle.blocks.card import CARD
 from mizzle.blocks.frames import ANSWER, PREFIX, Reader, Request, Writer
 
 

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mizzle.blocks.bridge import BridgeClient, lease_s
+from mizzle.blocks.bridge import BridgeClient
+from mizzle.blocks.card import lease_s
 from mizzle.blocks.deadline import Deadline
 from mizzle.spark import lifeline
 from unit.spark.fake_bridge import FakeBridge

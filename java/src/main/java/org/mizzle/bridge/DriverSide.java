@@ -90,7 +90,9 @@ public final class DriverSide implements DriverPlugin {
     ByteBuffer body = bytes.slice();
     switch (question) {
       case HELLO:
-        return hello(new Frame(question, 0, body));
+        Frame hello = new Frame(question, 0, body);
+        roster.hello(hello.string(), hello.string());
+        return new byte[0];
       case JOIN:
         return rendezvous.join(Join.decode(body));
       case WITHDRAW:
@@ -109,11 +111,6 @@ public final class DriverSide implements DriverPlugin {
     return System.nanoTime() / 1_000_000;
   }
 
-  private byte[] hello(Frame in) {
-    roster.hello(in.string(), in.string());
-    return new byte[0];
-  }
-
   private byte[] superfluous(Frame in) {
     String run = in.string();
     int generation = in.body.getInt();
@@ -124,8 +121,7 @@ public final class DriverSide implements DriverPlugin {
   private byte[] lease(Frame in) {
     roster.heard(in.string());
     Set<String> asked = new HashSet<>();
-    int count = in.body.getInt();
-    for (int i = 0; i < count; i++) {
+    for (int left = in.body.getInt(); left > 0; left--) {
       asked.add(in.string());
     }
     Set<String> ended = rendezvous.ended(asked);

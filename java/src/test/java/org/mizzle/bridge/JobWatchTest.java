@@ -47,9 +47,9 @@ final class JobWatchTest {
   void jobsEndWhenAnExecutorTheyNeedIsGone() {
     hello("1", "2");
     JobWatch watch = watch("1");
-    roster.removed("2");
+    roster.removed("2", "");
     equal(Set.of(), watch.look());
-    roster.removed("1");
+    roster.removed("1", "");
     equal(Set.of(), watch.look());
     equal(1, cancelled);
     equal(List.of("1"), List.of(watch.lost()));
@@ -58,7 +58,7 @@ final class JobWatchTest {
   void whereTasksMayBeAnywhereAnyThatHangsCountsAndNoneThatIsGone() {
     hello("1", "2");
     JobWatch watch = watch();
-    roster.removed("1");
+    roster.removed("1", "");
     equal(Set.of(), watch.look());
     pass(10_001);
     equal(Set.of("2"), watch.look());
