@@ -83,6 +83,13 @@ def forged(entries: object, data: bytes = bytes(8)) -> bytes:
     return struct.pack("<Q", len(header)) + header + data
 
 
+def twice() -> bytes:
+    """One tensor under one name, but said two times."""
+    header = one()[8:-8]
+    header = header[:-1] + b", " + header[header.index(b'"x"') :]
+    return struct.pack("<Q", len(header)) + header + bytes(8)
+
+
 def one(**entry: object) -> bytes:
     good = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
     return forged({"__metadata__": {"mizzle": "{}"}, "x": good | entry})
@@ -98,7 +105,8 @@ HALF = {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}
         struct.pack("<Q", 2**63) + b"{}", forged(None), forged([]), forged({}), forged({"__metadata__": {"other": ""}}),
         one(dtype="F31"), one(shape=[3]), one(shape=[-1, -2]), one(shape=["2"]), one(shape=2),
         one(data_offsets=[-8, 0]), one(data_offsets=[8, 16]), one(more=1), one(shape=[1], data_offsets=[4, 8]),
-        forged({"__metadata__": {"mizzle": "{}"}, "x": HALF, "y": HALF}),
+        forged({"__metadata__": {"mizzle": "{}"}, "x": HALF, "y": HALF}), twice(), one(shape=[2.0]),
+        one(shape=[2, True]),
     ],
 )  # fmt: skip
 def test_bytes_that_are_no_state_are_refused(raw: bytes) -> None:
