@@ -22,7 +22,7 @@ from mizzle.blocks.deadline import Deadline
 from mizzle.collectives.handover import Handover
 from mizzle.collectives.slices import Slice
 from mizzle.collectives.timeline import NO_TIMELINE, Timeline
-from mizzle.errors import DataError, Misplaced
+from mizzle.errors import CheckpointError, ConfigError, DataError, Misplaced
 from mizzle.scheduling.plan import Group
 from mizzle.spark.boundary import Keeper, State
 from mizzle.spark.fetching import Memory
@@ -222,7 +222,13 @@ class TrainPart:
         parts = store.read(since.checkpoint).parts
         then = [[Slice(*one) for one in part.owned] for part in parts]
         wanted = needed(then, trainer.ranges_among(self._context.size))[self._context.rank]
-        trainer.load_state([store.read_part(since.checkpoint, parts[of]) for of in wanted])
+        raws = [store.read_part(since.checkpoint, parts[of]) for of in wanted]
+        try:
+            trainer.load_state(raws)
+        except (ConfigError, KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{since.checkpoint}: its parts hold no state of this training: {type(error).__name__}: {error}"
+            ) from error
         self._keep(since.iteration, self._exchange.handover(since.iteration, _KEEP_FIRST))
 
     def _make_writer(self) -> PartWriter | None:
