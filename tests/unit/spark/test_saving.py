@@ -48,7 +48,8 @@ def state(rank: int) -> bytearray:
     mine = owned(rank)
     weights = torch.arange(mine.start, mine.stop, dtype=torch.float32)
     spans = {"weights": [0, NUM_ELEMENTS]}
-    return bytearray(pack_state({"weights": weights}, {OWNED: [[mine.start, mine.stop]], SPANS: spans}))
+    described = {OWNED: [[mine.start, mine.stop]], SPANS: spans, "signature": "s", "log": {}, "scalars": {}}
+    return bytearray(pack_state({"weights": weights}, described))
 
 
 def written(store: CheckpointStore, name: str, iteration: int) -> list[Told]:
