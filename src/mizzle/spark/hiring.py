@@ -23,7 +23,6 @@ from mizzle.errors import BridgeLost
 from mizzle.spark.orders import Committed, JoinTerms, StartOrder
 from mizzle.spark.outcome import Failure, Outcome
 
-
 _LONGER_S = 10.0
 """How much longer a task waits than the resident that it hires: that one's own deadline says more."""
 
