@@ -147,8 +147,8 @@ def root_cause(failed: Sequence[Outcome]) -> Outcome:
     """Of all failures of a group the one that explains the others.
 
     A rank that fails takes its peers with it: they report a lost peer, or their own timeout. Of several lost peers the
-    one that is named but reported nothing itself was lost first. Who cannot reach a peer knows more than that peer, which
-    only waits.
+    one that is named but reported nothing itself was lost first. Who cannot reach a peer knows more than that peer,
+    which only waits.
     """
     reported = {outcome.rank for outcome in failed}
 
