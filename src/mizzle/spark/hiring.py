@@ -26,8 +26,6 @@ from mizzle.spark.outcome import Failure, Outcome
 
 _EARLY = "mizzle.early-"
 """How files in the executor's directory begin that stand for residents which were started early, by pid."""
-
-
 _LONGER_S = 10.0
 """How much longer a task waits than the resident that it hires: that one's own deadline says more."""
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from pyspark import cloudpickle
 
-from mizzle.errors import CollectiveTimeout, Fenced, MizzleError, PeerLost, TaskFailed
+from mizzle.errors import CollectiveTimeout, Fenced, MizzleError, PeerLost, PeerUnreachable, TaskFailed
 
 _MAX_ERROR_BYTES, _MAX_TEXT, _MAX_TRACE = 64 * 1024, 4 * 1024, 32 * 1024
 
@@ -147,7 +147,8 @@ def root_cause(failed: Sequence[Outcome]) -> Outcome:
     """Of all failures of a group the one that explains the others.
 
     A rank that fails takes its peers with it: they report a lost peer, or their own timeout. Of several lost peers the
-    one that is named but reported nothing itself was lost first.
+    one that is named but reported nothing itself was lost first. Who cannot reach a peer knows more than that peer,
+    which only waits.
     """
     reported = {outcome.rank for outcome in failed}
 
@@ -155,10 +156,10 @@ def root_cause(failed: Sequence[Outcome]) -> Outcome:
         error = outcome.failure.error() if outcome.failure is not None else None
         if isinstance(error, Fenced):
             return 0
-        if isinstance(error, PeerLost) and error.rank == outcome.rank:
+        if isinstance(error, PeerUnreachable):
             return 4
-        if isinstance(error, PeerLost):
+        if isinstance(error, PeerLost) and error.rank != outcome.rank:
             return 1 if error.rank in reported else 2
-        return 3 if isinstance(error, CollectiveTimeout) else 4
+        return 3 if isinstance(error, CollectiveTimeout) else 5
 
     return max(sorted(failed, key=lambda outcome: outcome.rank), key=telling)

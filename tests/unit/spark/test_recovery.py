@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mizzle.errors import CollectiveTimeout, CorruptBlock, PeerLost, PeerUnreachable
-from mizzle.spark.outcome import Failure, Outcome
+from mizzle.errors import CollectiveTimeout, CorruptBlock, PeerLost, PeerUnreachable, TaskFailed
+from mizzle.spark.outcome import Failure, Outcome, raise_cause
 from mizzle.spark.recovery import Faults, Unreachable, await_verdict, cut_off
 
 
@@ -125,6 +125,15 @@ def test_nobody_is_replaced_whose_work_nobody_else_can_do() -> None:
     unreachable = Unreachable("r" * 32, None)
     outcomes = [failed("7", PeerUnreachable(1, "gone"))]
     assert [unreachable.give_up(outcomes, ["7", "8"]) for _ in range(3)] == [[]] * 3
+
+
+def test_who_cannot_reach_a_peer_says_more_than_the_peer_that_waits_in_vain() -> None:
+    waited = Outcome(0, 0, "7", failure=Failure.of(CollectiveTimeout("rank 0 waited")))
+    told = [waited, failed("8", PeerUnreachable(0, "no route")), failed("9", PeerLost(0, "it could not join"))]
+    with pytest.raises(PeerUnreachable, match="no route"):
+        raise_cause(told)
+    with pytest.raises(TaskFailed, match="of the user's"):
+        raise_cause([*told, failed("6", ZeroDivisionError("of the user's"))])
 
 
 def test_an_error_that_names_a_peer_is_of_the_same_kind_behind_its_journey() -> None:
