@@ -7,15 +7,19 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
 
-from chaos.inventory import fds, processes, resident_kb
+from chaos.inventory import fds, resident_kb, residents
 from chaos.membership import Executors
 from chaos.nemesis import FAULTS, Nemesis
 from chaos.on_faulty_cluster import Cast, played
+from mizzle.blocks.deadline import Deadline
 
+IDLE_S = 60.0
+"""After which residents that nobody wants end."""
 WARM_UP = 3
 """Fits before what the driver holds is counted: Spark and torch fill their caches in the first."""
 
@@ -44,13 +48,13 @@ class Soak:
         """What the driver's two processes hold, and what works for them."""
         gc.collect()
         jvm: Any = self.spark.sparkContext._jvm
-        jvm.System.gc()
-        heap = jvm.java.lang.management.ManagementFactory.getMemoryMXBean().getHeapMemoryUsage()
-        pid = int(jvm.ProcessHandle.current().pid())
+        heap = jvm.java.lang.Runtime.getRuntime()
+        heap.gc()
+        gateway: Any = self.spark.sparkContext._gateway
+        pid = int(gateway.proc.pid)  # the scripts that start it become it
         return {
-            "heap_kb": int(heap.getUsed()) // 1024, "python_kb": resident_kb(os.getpid()),
-            "jvm_fds": fds(pid), "python_fds": fds(os.getpid()),
-            "processes": len([one for one in processes(self.home / "local") if not one.is_executor]),
+            "heap_kb": (int(heap.totalMemory()) - int(heap.freeMemory())) // 1024,
+            "python_kb": resident_kb(os.getpid()), "jvm_fds": fds(pid), "python_fds": fds(os.getpid()),
         }  # fmt: skip
 
     def ends(self) -> list[float]:
@@ -78,11 +82,18 @@ class Soak:
         nemesis.end()
         self.executors.await_count(wanted)
         last = self.fit()  # with nobody striking
+        self._await_idle_ones()
+        left += self.cast.inventory.left()
         return {
             "calm": calm[-1], "fits": [*fits, last], "struck": nemesis.struck, "begun": begun, "wall_s": wall_s,
-            "ends": [end for end in self.ends() if end > begun], "left": left + self.cast.inventory.left(),
-            "before": before, "after": self.held(),
+            "ends": [end for end in self.ends() if end > begun], "before": before, "after": self.held(), "left": left,
         }  # fmt: skip
+
+    def _await_idle_ones(self) -> None:
+        """Residents that followed killed ones end when nobody has wanted them for a while."""
+        deadline, paused = Deadline.after(IDLE_S + 10), threading.Event()
+        while len(residents(self.home / "local")) > self.stage["executors"] and not deadline.passed:
+            paused.wait(0.2)
 
     def _got_on(self, since: float) -> bool:
         return any(end > since for end in self.ends()[-1:])
