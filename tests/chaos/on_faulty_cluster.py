@@ -21,7 +21,8 @@ from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
 import mizzle
-from chaos.faults import Fault, Faulty, bits, struck, struck_at
+from chaos.control_groups import release
+from chaos.faults import GROUP_NAME, Busy, Fault, Faulty, bits, struck, struck_at
 from chaos.inventory import Inventory
 from chaos.membership import Executors, Shifts
 from chaos.records import DEATH_S, RESUME_S, SILENCE_S, Watch, history_of, waits_of
@@ -43,34 +44,38 @@ def adam(groups: list[dict[str, object]]) -> Any:
     return Adam(groups, lr=0.01)
 
 
-def training_of(faults: Sequence[Fault], ledger: Path, pace_s: float = 0.0) -> Training:
+def training_of(faults: Sequence[Fault], ledger: Path, pace_s: float = 0.0, *, busy: bool = False) -> Training:
     """What is trained in every scene."""
-    return Training(partial(Faulty, faults, ledger, pace_s, dropout=0.2, norm=True), digits(), adam)
+    kind = Busy if busy else Faulty
+    return Training(partial(kind, faults, ledger, pace_s, dropout=0.2, norm=True), digits(), adam)
 
 
 def played(
     spark: SparkSession, scene: dict[str, Any], ledger: Path, watch: Watch, faults: Sequence[Fault]
 ) -> dict[str, Any]:
     """One fit, and what came of it."""
-    training = training_of(faults, ledger, scene.get("pace_s", 0.0))
+    training = training_of(faults, ledger, scene.get("pace_s", 0.0), busy=scene.get("busy", False))
     layout = {name: tuple(value) if isinstance(value, list) else value for name, value in scene["layout"].items()}
     how: dict[str, Any] = {"run": layout | {"group_size": scene.get("group", GROUP)}} | scene.get("how", {})
     begun = time.time()
     try:
         result = fit(spark, training, max_iterations=scene.get("iterations", ITERATIONS), **how)
     except Exception as error:  # noqa: BLE001 - the checker judges it
-        return failed(error, ledger)
+        return failed(error, ledger) | {"wall_s": time.time() - begun}
     done = watch.of[result.report["run"]]
     rows = ledger / f"{result.report['run']}.rows"
     told = history_of(
         training, result.history, {name: value.hex() for name, value in bits(result.model.state_dict()).items()}, done,
         rows.read_text().splitlines(),
     )  # fmt: skip
-    stops = any(fault.action == "stop_executor" for fault in faults)
-    told["waits"] = waits_of(result.history, struck_at(ledger), SILENCE_S if stops else DEATH_S)
+    silent = scene.get("silent") or any(fault.action == "stop_executor" for fault in faults)
+    told["waits"] = waits_of(result.history, struck_at(ledger), SILENCE_S if silent else DEATH_S)
+    as_dict = result.history.as_dict()
     return {
         "history": told, "sizes": done.sizes, "struck": struck(ledger),
         "faults": [fault.cause for fault in result.history.faults], "wall_s": time.time() - begun,
+        "noticed_at": [fault.noticed_at for fault in result.history.faults],
+        "stragglers": as_dict["stragglers"], "dropped": as_dict["dropped"],
     }  # fmt: skip
 
 
@@ -163,22 +168,31 @@ class Cast:
         """One scene; nothing of it may be left ten seconds later."""
         ledger = self.home / f"ledger{number}"
         ledger.mkdir()
-        if scene.get("at_fetch"):
-            kill_before_fetch(self.spark, ledger)
         faults = [Fault(ledger=ledger, **fault) for fault in scene.get("faults", ())]
         executors = Executors(self.spark)
         if "limit" in scene:
             executors.limit(scene["limit"])
         executors.await_count(scene.get("executors", EXECUTORS))
         self.watch.at_boundary = Shifts(self.spark, scene.get("shifts", ()), ledger)
+        self.prepare(scene, ledger)
         if scene.get("iterate"):
             return iterated(self.spark, faults[0] if faults else None)
         if scene.get("beside"):
             found = self._two(scene, ledger, faults)
         else:
             found = played(self.spark, scene, ledger, self.watch, faults)
+        self.settle(scene, ledger, found)
         found["history"]["left"] = self.inventory.left(len(found["struck"]))
         return found
+
+    def prepare(self, scene: dict[str, Any], ledger: Path) -> None:
+        """Whatever strikes from outside of the ranks."""
+        if scene.get("at_fetch"):
+            kill_before_fetch(self.spark, ledger)
+
+    def settle(self, _scene: dict[str, Any], _ledger: Path, _found: dict[str, Any]) -> None:
+        """What struck from outside is over; limits of processes are, too."""
+        release(GROUP_NAME)
 
     def _two(self, scene: dict[str, Any], ledger: Path, faults: Sequence[Fault]) -> dict[str, Any]:
         """The scene, with another training beside it in the same session, which nothing strikes itself."""
@@ -191,11 +205,11 @@ class Cast:
         return found
 
 
-def main(home: Path) -> None:
+def main(home: Path, kind: type[Cast] = Cast) -> None:
     """Play the scenes that the test has written down."""
     logging.basicConfig(level=logging.INFO, filename=home / "driver.log", format="%(asctime)s %(name)s %(message)s")
     stage: dict[str, Any] = json.loads((home / "stage.json").read_text())
-    cast, found = Cast(home, stage), {}
+    cast, found = kind(home, stage), {}
     for number, (name, scene) in enumerate(stage["scenes"].items()):
         logging.getLogger(__name__).info("scene %d: %s", number, name)
         found[name] = cast.play(number, scene)

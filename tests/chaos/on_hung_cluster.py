@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import logging
 import os
 import signal
 import subprocess
@@ -21,8 +19,9 @@ import cluster.trainings
 import mizzle.spark.session
 from chaos import faults
 from chaos.faults import ACTIONS, Fault, executor_pid
-from chaos.on_faulty_cluster import EXECUTORS, Watch, played
-from chaos.on_faulty_cluster import cluster as start_cluster
+from chaos.membership import Executors
+from chaos.on_faulty_cluster import EXECUTORS, Cast
+from chaos.on_faulty_cluster import main as play
 from mizzle.blocks.deadline import Deadline
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.placement import placed
@@ -140,12 +139,12 @@ def arm_at_boundary(home: Path) -> None:
     GroupRunner._run_once = armed  # type: ignore[method-assign, assignment]
 
 
-def stop_when_dealt_again(ledger: Path, other: Path) -> None:
+def stop_when_dealt_again(ledger: Path) -> None:
     """An executor stops while it reads rows again, because another one was killed."""
     fault = Fault(point="deal", call=0, action="stop_executor", ledger=ledger)
 
     def rows_again(_: int, rows: Iterable[Any]) -> Iterator[Any]:
-        if any(other.iterdir()):
+        if any(ledger.glob("*.kill_executor.*")):
             fault.strike()
         yield from rows
 
@@ -172,49 +171,41 @@ def fenced(spark: SparkSession) -> dict[str, int]:
     return dict(tasks.mapPartitionsWithIndex(counted).collect())
 
 
-def prepare(spark: SparkSession, how: dict[str, Any], home: Path, ledger: Path) -> None:
-    """Whatever strikes from outside of the ranks."""
-    if how.get("sleeps"):
-        keep_alive(spark)
-    if how.get("at_fetch"):
-        stop_before_fetch(spark, ledger)
-    if how.get("throws"):
-        arm_at_boundary(home)
-    if how.get("at_deal"):
-        (home / "dealt").mkdir()
-        stop_when_dealt_again(home / "dealt", ledger)
+class HungCast(Cast):
+    """Plays also: "sleeps" (whoever is paused wakes up again), "at_fetch" (an executor stops, and does not die),
+    "throws", "at_deal"."""
 
+    def __init__(self, home: Path, stage: dict[str, Any]) -> None:
+        if (home / "faulty.jar").exists():
+            mizzle.spark.session._JAR = home / "faulty.jar"
+            mizzle.spark.session.PLUGIN = "org.mizzle.bridge.FaultyPlugin"
+        super().__init__(home, stage)
+        self._sleepers: Sleepers | None = None
+        self._fenced: dict[str, int] = {}
 
-def all_there(spark: SparkSession) -> None:
-    """Spark replaces executors that died, and who slept is heard of again."""
-    driver, deadline = DriverSide(spark.sparkContext), Deadline.after(SOON_S)
-    while len(driver.bridges()) < EXECUTORS:
-        deadline.check("executors")
-        threading.Event().wait(0.05)
+    def prepare(self, scene: dict[str, Any], ledger: Path) -> None:
+        if scene.get("sleeps"):
+            self._fenced, self._sleepers = fenced(self.spark), Sleepers(self.home)
+            keep_alive(self.spark)
+        if scene.get("at_fetch"):
+            stop_before_fetch(self.spark, ledger)
+        if scene.get("throws"):
+            arm_at_boundary(self.home)
+        if scene.get("at_deal"):
+            stop_when_dealt_again(ledger)
 
-
-def scene(spark: SparkSession, how: dict[str, Any], home: Path, number: int, watch: Watch) -> dict[str, Any]:
-    """One of them, with all executors there at its beginning."""
-    ledger, thrown = home / f"ledger{number}", home / "thrown"
-    ledger.mkdir()
-    all_there(spark)
-    fault = Fault(ledger=ledger, **how["fault"]) if how.get("fault") else None
-    sleepers = Sleepers(home) if how.get("sleeps") else None
-    prepare(spark, how, home, ledger)
-    before = fenced(spark)
-    layout = {name: tuple(value) if isinstance(value, list) else value for name, value in how["layout"].items()}
-    found = played(spark, fault, ledger, layout, watch)
-    cluster.trainings.frame = FRAME
-    if sleepers:
-        found["slept"] = sleepers.done()
-        all_there(spark)
-        found["fenced"] = {executor: count - before.get(executor, 0) for executor, count in fenced(spark).items()}
-    if how.get("throws") and thrown.exists() and "error" not in found:
-        found["struck"].append(thrown.name)
-        found["noticed_s"] = [at - thrown.stat().st_ctime for at in found["noticed_at"]]
-    if how.get("at_deal") and "error" not in found:
-        found["struck"] += [path.name for path in (home / "dealt").iterdir()]
-    return found
+    def settle(self, scene: dict[str, Any], ledger: Path, found: dict[str, Any]) -> None:
+        super().settle(scene, ledger, found)
+        cluster.trainings.frame = FRAME
+        if self._sleepers:
+            found["slept"], self._sleepers = self._sleepers.done(), None
+            Executors(self.spark).await_count(EXECUTORS)  # who slept is heard of again
+            now = fenced(self.spark)
+            found["fenced"] = {executor: count - self._fenced.get(executor, 0) for executor, count in now.items()}
+        thrown = self.home / "thrown"
+        if scene.get("throws") and thrown.exists():
+            found["struck"].append(thrown.name)
+            found["noticed_s"] = [at - thrown.stat().st_ctime for at in found.get("noticed_at", ())]
 
 
 def main(home: Path) -> None:
@@ -222,17 +213,7 @@ def main(home: Path) -> None:
     ACTIONS.update({action.__name__: action for action in (pause_executor, pause_driver)})
     # What executors get by value must find these too.
     faults.ACTIONS = ACTIONS
-    logging.basicConfig(level=logging.INFO, filename=home / "driver.log", format="%(asctime)s %(name)s %(message)s")
-    scenes: list[dict[str, Any]] = json.loads((home / "scenes.json").read_text())
-    if (home / "faulty.jar").exists():
-        mizzle.spark.session._JAR = home / "faulty.jar"
-        mizzle.spark.session.PLUGIN = "org.mizzle.bridge.FaultyPlugin"
-    spark = start_cluster(home, scenes[0]["master"], **{"spark.executorEnv.CHAOS_HOME": str(home)})
-    watch, found = Watch(), []
-    for number, how in enumerate(scenes):
-        found.append(scene(spark, how, home, number, watch))
-        (home / "found.json").write_text(json.dumps(found))
-    spark.stop()
+    play(home, HungCast)
 
 
 if __name__ == "__main__":

@@ -9,39 +9,33 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
 from chaos.faults import bits
+from chaos.membership import Executors
+from chaos.on_faulty_cluster import GROUP, ITERATIONS, cluster, training_of
+from chaos.records import Watch, Watched
 from cluster.trainings import frame, trainer
+from mizzle.blocks.deadline import Deadline
 from mizzle.config import Checkpoints
-from mizzle.spark.driver import DriverSide
-from mizzle.spark.runner import GroupRun, GroupRunner
-from mizzle.spark.session import session
-from unit.training.runs import Mlp, Training, digits
+from mizzle.spark.runner import GroupRunner
+from mizzle.training.manifest import MANIFEST
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
-
-ITERATIONS, GROUP, EVERY, EXECUTORS = 24, 4, 6, 2
+EVERY, EXECUTORS, PACE_S, SPARK_KNOWS_S = 6, 2, 0.02, 60.0
 
 
-def adam(groups: list[dict[str, object]]) -> Any:
-    """An optimizer with state."""
-    from torch.optim import Adam
-
-    return Adam(groups, lr=0.01)
-
-
-def fitted(spark: SparkSession, path: Path, resume: Any = "never") -> dict[str, Any]:
+def fitted(spark: SparkSession, home: Path, name: str, resume: Any = "never") -> dict[str, Any]:
     """One fit, and what came of it."""
-    training = Training(partial(Mlp, dropout=0.2, norm=True), digits(), adam)
-    layout = {"ranks": EXECUTORS, "group_size": GROUP}
-    saved = Checkpoints(path=path, every=EVERY)
-    fitter = trainer(training, run=layout, checkpoints=saved, max_iterations=ITERATIONS)
+    ledger = home / f"ledger of {name}"
+    ledger.mkdir(exist_ok=True)
+    training = training_of([], ledger, PACE_S)
+    fitter = trainer(
+        training, run={"ranks": EXECUTORS, "group_size": GROUP}, max_iterations=ITERATIONS,
+        checkpoints=Checkpoints(path=home / name, every=EVERY),
+    )  # fmt: skip
     result = fitter.fit(frame(spark, training.data), features="x", label="y", resume=resume)
     return {
         "losses": result.history.losses,
@@ -53,32 +47,29 @@ def fitted(spark: SparkSession, path: Path, resume: Any = "never") -> dict[str, 
     }
 
 
-def behind_group(number: int, action: Callable[[GroupRunner], None]) -> None:
-    """Do something, once, when the driver has the outcomes of that group, counted from 1."""
-    run_once = GroupRunner._run_once
-    done = []
+def strike_once(watch: Watch, checkpoints: Path, action: Callable[[], None]) -> None:
+    """Between two groups, behind the first boundary after a checkpoint is there."""
 
-    def counted(runner: GroupRunner, title: str, pickled: bytes) -> GroupRun:
-        found = run_once(runner, title, pickled)
-        done.append(title)
-        if len(done) == number:
-            action(runner)
-        return found
+    def struck(runner: GroupRunner, _done: Watched) -> None:
+        if runner._since.iteration > EVERY and any(checkpoints.rglob(MANIFEST)):
+            watch.at_boundary = lambda _runner, _done: None
+            action()
 
-    GroupRunner._run_once = counted  # type: ignore[method-assign, assignment]
+    watch.at_boundary = struck
 
 
-def kill_all_executors(spark: SparkSession, _runner: GroupRunner) -> None:
+def kill_all_executors(spark: SparkSession) -> None:
     """SIGKILL for every executor, so that no copy of any state is left; returns when Spark knows."""
-    driver = DriverSide(spark.sparkContext)
-    there = driver.bridges()
-    for told in there.values():
-        os.kill(int(dict(part.split("=", 1) for part in told.split())["pid"]), signal.SIGKILL)
-    while there.keys() & driver.bridges().keys():
+    executors, deadline = Executors(spark), Deadline.after(SPARK_KNOWS_S)
+    there = executors.pids()
+    for name in there:
+        executors.kill(name)
+    while there.keys() & executors.pids().keys():
+        deadline.check("Spark to know that its executors died")
         threading.Event().wait(0.01)
 
 
-def kill_driver(spark: SparkSession, _runner: GroupRunner) -> None:
+def kill_driver(spark: SparkSession) -> None:
     """SIGKILL for the driver's JVM and for this process: nobody says goodbye."""
     gateway: Any = spark.sparkContext._gateway
     os.kill(gateway.proc.pid, signal.SIGKILL)
@@ -88,27 +79,18 @@ def kill_driver(spark: SparkSession, _runner: GroupRunner) -> None:
 def main(scene: str, home: Path) -> None:
     """Play one scene."""
     logging.basicConfig(level=logging.INFO, filename=home / f"{scene}.log", format="%(asctime)s %(name)s %(message)s")
-    quiet = {
-        "spark.ui.enabled": "false",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.log.level": "WARN",
-        "spark.driver.bindAddress": "127.0.0.1",
-        "spark.driver.host": "127.0.0.1",
-        "spark.local.dir": str(home / "local"),
-        "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
-    }
-    spark = session(f"local-cluster[{EXECUTORS},1,1024]", app_name="mizzle tests", conf=quiet)
+    spark, watch = cluster(home, f"local-cluster[{EXECUTORS},1,1024]"), Watch()
     found = {}
     if scene == "killed":
-        found["calm"] = fitted(spark, home / "calm")
-        behind_group(4, partial(kill_all_executors, spark))
-        found["all lost"] = fitted(spark, home / "all lost")
+        found["calm"] = fitted(spark, home, "calm")
+        strike_once(watch, home / "all lost", lambda: kill_all_executors(spark))
+        found["all lost"] = fitted(spark, home, "all lost")
         (home / "found.json").write_text(json.dumps(found))
-        behind_group(4, partial(kill_driver, spark))
-        fitted(spark, home / "driver killed")
+        strike_once(watch, home / "driver killed", lambda: kill_driver(spark))
+        fitted(spark, home, "driver killed")
     else:
         found = json.loads((home / "found.json").read_text())
-        found["driver killed"] = fitted(spark, home / "driver killed", resume="auto")
+        found["driver killed"] = fitted(spark, home, "driver killed", resume="auto")
         (home / "found.json").write_text(json.dumps(found))
         spark.stop()
 

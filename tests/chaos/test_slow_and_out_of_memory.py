@@ -2,29 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from chaos.control_groups import release, skip_without
-from chaos.faults import GROUP_NAME
-from chaos.test_faults import RANKS, play
+from chaos.checker import History, complaints
+from chaos.control_groups import skip_without
+from chaos.stage import Scene, assert_kept, fault, play
+from chaos.test_faults import RANKS
 
 pytestmark = pytest.mark.chaos
-HELD_BACK = {"point": "publish", "call": 8, "action": "hold_back_rank", "after": True}
-SCENES: dict[str, dict[str, Any]] = {
+HELD_BACK = fault("publish", 8, "hold_back_rank", after=True)
+SCENES: dict[str, Scene] = {
     "nothing": {"layout": RANKS, "busy": True},
-    "slow": {"layout": RANKS, "busy": True, "fault": HELD_BACK},
+    "slow": {"layout": RANKS, "busy": True, "faults": [HELD_BACK]},
     "slow, and nobody waits": {
-        "layout": RANKS, "busy": True, "fault": HELD_BACK, "how": {"stragglers": "drop", "max_iterations": 48},
+        "layout": RANKS, "busy": True, "faults": [HELD_BACK], "iterations": 48, "how": {"stragglers": "drop"},
     },
-    "executor killed": {"layout": RANKS, "fault": {"point": "publish", "call": 12, "action": "kill_executor"}},
+    "executor killed": {"layout": RANKS, "faults": [fault("publish", 12, "kill_executor")]},
     # The last one: its fault strikes as often as it can, and processes serve one run after the other.
-    "out of memory again and again": {
-        "layout": RANKS, "fault": {"point": "backward", "call": 6, "action": "fill_memory", "times": 9},
-    },
+    "out of memory again and again": {"layout": RANKS, "faults": [fault("backward", 6, "fill_memory", times=9)]},
 }  # fmt: skip
 
 
@@ -34,20 +32,20 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def found(home: Path) -> Iterator[dict[str, dict[str, Any]]]:
+def found(home: Path) -> dict[str, Any]:
     """What came of every scene."""
     skip_without()
-    yield play(home, SCENES, 420)
-    release(GROUP_NAME)
+    return play(home, SCENES, 420)
 
 
 @pytest.mark.timeout(480)
 def test_a_rank_that_runs_out_of_memory_again_and_again_ends_the_run_and_is_called_oom(
-    found: dict[str, dict[str, Any]],
+    found: dict[str, Any],
 ) -> None:
     outcome = found["out of memory again and again"]
     assert 3 <= len(outcome["struck"]) <= 7, "three times one rank, twice each of the others at most: no crash loop"
     assert outcome["wall_s"] < 60
+    assert complaints(History.of(outcome["history"]), History()) == []
     trace = outcome["trace"]
     assert "PeerLost: rank" in outcome["error"]
     assert "out of memory (OOM): limit 128 MiB, peak 128 MiB, in control group /mizzle-test" in trace
@@ -57,22 +55,18 @@ def test_a_rank_that_runs_out_of_memory_again_and_again_ends_the_run_and_is_call
     assert "in executor " in trace
 
 
-def test_what_spark_says_of_an_executors_end_is_in_the_log(found: dict[str, dict[str, Any]], home: Path) -> None:
-    assert "error" not in found["executor killed"], found["executor killed"]["trace"]
+def test_what_spark_says_of_an_executors_end_is_in_the_log(found: dict[str, Any], home: Path) -> None:
+    assert_kept(found["executor killed"], found["nothing"], strikes=1)
     log = (home / "driver.log").read_text()
     assert "Spark says of the end of executor" in log
     assert "(OOM)" in log, "a signal 9 may have been the kernel's"
 
 
-def test_a_slow_executor_is_named_with_its_factor_and_changes_no_bit(
-    found: dict[str, dict[str, Any]], home: Path
-) -> None:
-    outcome, nothing = found["slow"], found["nothing"]
-    assert "error" not in outcome, outcome["trace"]
-    assert outcome["history"]["faults"] == [], "slow is not dead"
-    assert outcome["losses"] == nothing["losses"]
-    assert outcome["model"] == nothing["model"]
-    slow = max(outcome["history"]["stragglers"], key=lambda one: one["iterations"])
+def test_a_slow_executor_is_named_with_its_factor_and_changes_no_bit(found: dict[str, Any], home: Path) -> None:
+    outcome = found["slow"]
+    assert_kept(outcome, found["nothing"], strikes=1)
+    assert outcome["faults"] == [], "slow is not dead"
+    slow = max(outcome["stragglers"], key=lambda one: one["iterations"])
     # Its first call makes the weights known, so the eighth one is of iteration 6.
     assert slow["since"] in {7, 8}
     assert 7.5 <= slow["factor"] <= 12.5
@@ -80,11 +74,10 @@ def test_a_slow_executor_is_named_with_its_factor_and_changes_no_bit(
     assert f"executor={slow['executor']} host={slow['host']}" in (home / "driver.log").read_text()
 
 
-def test_nobody_waits_for_a_slow_executor_where_its_shards_are_dropped(found: dict[str, dict[str, Any]]) -> None:
+def test_nobody_waits_for_a_slow_executor_where_its_shards_are_dropped(found: dict[str, Any]) -> None:
     outcome = found["slow, and nobody waits"]
     assert "error" not in outcome, outcome["trace"]
-    history = outcome["history"]
-    assert history["faults"] == []
-    assert len(history["dropped"]) > 8, "every iteration but the first ones, where the others are not slowed down too"
-    assert all(one["rows"] < 20 for one in history["dropped"])
-    assert max(history["stragglers"], key=lambda one: one["iterations"])["iterations"] >= 3
+    assert outcome["faults"] == []
+    assert len(outcome["dropped"]) > 8, "every iteration but the first ones, where the others are not slowed down too"
+    assert all(one["rows"] < 20 for one in outcome["dropped"])
+    assert max(outcome["stragglers"], key=lambda one: one["iterations"])["iterations"] >= 3

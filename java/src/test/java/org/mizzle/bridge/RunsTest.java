@@ -6,7 +6,7 @@ import static org.mizzle.bridge.RunTests.fails;
 
 final class RunsTest {
   private final Counters counters = new Counters();
-  private final Runs runs = new Runs(counters);
+  private final Runs runs = new Runs(counters, new Lease(() -> 0, 10_000));
 
   void anOlderGenerationThanTheFenceIsRefusedAndCounted() throws BridgeException {
     runs.check("r", 0);
