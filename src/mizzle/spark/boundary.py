@@ -254,7 +254,8 @@ def givers(told: Sequence[Collection[int]], needs: Sequence[Collection[int]]) ->
             if not holders:
                 raise StateLost(
                     f"the state of rank {of} at the boundary is lost, and so is its copy: the executors that held "
-                    "them are gone, or their memory is damaged. Start the run again; a training with checkpoints goes on by itself"
+                    "them are gone, or their memory is damaged. Start the run again; with checkpoints a training goes "
+                    "on by itself"
                 )
             if taker not in holders:
                 found.setdefault((holders[taker % len(holders)], of), []).append(taker)
