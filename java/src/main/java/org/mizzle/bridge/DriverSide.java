@@ -3,6 +3,7 @@ package org.mizzle.bridge;
 import com.sun.management.OperatingSystemMXBean;
 import java.lang.management.ManagementFactory;
 import java.nio.ByteBuffer;
+import java.util.Arrays;
 import java.util.HashSet;
 import java.util.Map;
 import java.util.Set;
@@ -159,9 +160,14 @@ public final class DriverSide implements DriverPlugin {
     }
   }
 
-  /** One line a living executor whose bridge has reported and is not silent: "executor id TAB description". */
+  /**
+   * One line a living executor whose bridge has reported, is not silent and not being replaced:
+   * "executor id TAB description".
+   */
   public String[] bridges() {
-    return roster.lines();
+    return Arrays.stream(roster.lines())
+        .filter(line -> !replaced.contains(line.substring(0, line.indexOf('\t'))))
+        .toArray(String[]::new);
   }
 
   /** How many questions the bridges have asked so far, those for leases left out. */
