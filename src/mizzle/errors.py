@@ -80,7 +80,7 @@ class Misplaced(Recoverable):
 
 
 class StateLost(MizzleError):
-    """A part of the run's last boundary is in no memory any more. Start the run again; `Checkpoints` would have helped."""
+    """A part of the run's last boundary is in no memory any more. Start the run again, best with checkpoints."""
 
 
 class CheckpointError(MizzleError):

@@ -154,17 +154,16 @@ public final class DriverSide implements DriverPlugin {
   }
 
   /**
-   * One line a living executor whose bridge has reported, is not silent and was not told to leave:
-   * "executor id TAB description".
+   * One line a living executor whose bridge has reported, is not silent, and was neither told to
+   * leave nor is being replaced: "executor id TAB description".
    */
   public String[] bridges() {
     return roster.lines(this::isLeaving);
   }
 
-  /** Whether Spark gives it no new tasks, because it is being decommissioned. */
   private boolean isLeaving(String executorId) {
-    return context != null
-        && context.taskScheduler().getExecutorDecommissionState(executorId).isDefined();
+    return replacements.isAsked(executorId) || (context != null
+        && context.taskScheduler().getExecutorDecommissionState(executorId).isDefined());
   }
 
   /** What Spark said when it removed an executor; empty: it has not. */

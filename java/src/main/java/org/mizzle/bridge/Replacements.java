@@ -27,6 +27,11 @@ final class Replacements {
     }
   }
 
+  /** Whether it is being replaced, and so counts as gone. */
+  boolean isAsked(String executorId) {
+    return asked.contains(executorId);
+  }
+
   private void tell(String executorId) {
     try {
       spark.accept(executorId);
