@@ -35,6 +35,7 @@ def run(package: str, nodes: list[str]) -> int:
         try:
             assert "mizzle.blocks" not in sys.modules, "the copy is imported, not the product"
             sys.path.insert(0, package)
+            os.environ["PYTHONPATH"] = os.pathsep.join([package, os.environ["PYTHONPATH"]])  # of what tests start
             code = pytest.main([*SETTINGS, *nodes])
         except BaseException:  # noqa: BLE001 - told, and then this child ends
             traceback.print_exc()

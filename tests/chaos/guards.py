@@ -5,6 +5,7 @@ A guard is switched off in a copy of its source. Whoever changes the line is tol
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +40,6 @@ _STORE = "tests/contract/test_block_store.py"
 _BOUNDARY = "tests/unit/spark/test_boundary.py"
 _MODEL = "tests/chaos/test_model.py::test_no_schedule_forks_a_history_loses_a_boundary_or_reads_an_older_generation"
 
-# Checkpoints belong here as well, behind these: the check of a manifest, and the order in which files are made durable.
 PYTHON = [
     Guard(
         "the fence, in one process", "blocks/memory.py",
@@ -110,7 +110,27 @@ PYTHON = [
         "        taken = between.hand_over(give, self._room)\n        own", "        taken = {}\n        own",
         _MODEL,
     ),
+    Guard(
+        "the check of a manifest", "training/manifest.py",
+        "if as_written != raw:", "if as_written is None:",
+        "tests/unit/training/test_manifest.py::test_every_bit_counts[0]", quick=True,
+    ),
+    Guard(
+        "the checksum of a checkpoint's file", "training/checkpoint.py",
+        "if digest != part.sha256:", "if not digest:",
+        "tests/unit/training/test_checkpoint_damage.py"
+        "::test_the_valid_one_before_a_damaged_one_is_chosen_and_the_damaged_file_named",
+    ),
 ]  # fmt: skip
+if shutil.which("strace"):  # the test is skipped without
+    PYTHON.append(
+        Guard(
+            "a file is on disk before it counts", "training/storage.py",
+            "            os.fsync(opened)\n", "",
+            "tests/unit/training/test_checkpoint_crashes.py"
+            "::test_all_is_on_disk_before_the_manifest_has_its_name_and_the_name_before_the_save_returns",
+        )
+    )  # fmt: skip
 
 JAVA = [
     Guard(
