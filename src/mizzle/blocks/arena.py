@@ -151,11 +151,7 @@ def open_region(name: str, path: str, num_bytes: int, *, number: int = -1, writa
         MemoryGone: it is not there: its holder is gone, or in another container.
         ArenaError: it cannot be mapped.
     """
-    try:
-        fd = os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
-    except OSError as error:
-        kind = MemoryGone if error.errno in (errno.ENOENT, errno.ESRCH) else ArenaError
-        raise kind(f"region {name!r} at {path} cannot be opened: {error.strerror}") from error
+    fd = _open(name, path, writable=writable)
     try:
         inode = os.fstat(fd).st_ino
         return MappedRegion(name, path, number, inode, map_descriptor(fd, num_bytes, writable=writable))
@@ -163,6 +159,14 @@ def open_region(name: str, path: str, num_bytes: int, *, number: int = -1, writa
         raise ArenaError(f"region {name!r} at {path} cannot be mapped: {error}") from error
     finally:
         os.close(fd)
+
+
+def _open(name: str, path: str, *, writable: bool) -> int:
+    try:
+        return os.open(path, (os.O_RDWR if writable else os.O_RDONLY) | os.O_CLOEXEC)
+    except OSError as error:
+        kind = MemoryGone if error.errno in (errno.ENOENT, errno.ESRCH) else ArenaError
+        raise kind(f"region {name!r} at {path} cannot be opened: {error.strerror}") from error
 
 
 class LocalArena:
@@ -236,11 +240,17 @@ class BridgeArena:
 
     def adopt(self, name: str, path: str, num_bytes: int) -> MappedRegion:
         """As `Arena.adopt`: the bridge serves it and keeps it too, so it outlives the rank that made it."""
-        region = open_region(name, path, num_bytes, writable=True)
-        old = self._regions.get(name)
-        if old is not None and old.inode == region.inode:
-            return old
-        number, lasting = self._register(name, Path(path), num_bytes)
+        fd = _open(name, path, writable=True)
+        try:
+            # By a descriptor of one's own: the rank that made it may end before the bridge has it.
+            own = f"/proc/{os.getpid()}/fd/{fd}" if hasattr(os, "memfd_create") else path
+            region = open_region(name, own, num_bytes, writable=True)
+            old = self._regions.get(name)
+            if old is not None and old.inode == region.inode:
+                return old
+            number, lasting = self._register(name, Path(own), num_bytes)
+        finally:
+            os.close(fd)
         adopted = MappedRegion(name, lasting, number, region.inode, region.buffer)
         self._regions[name] = adopted
         return adopted

@@ -1,12 +1,13 @@
-"""How much memory is free, by the files of the kernel."""
+"""Whose memory it is, and how much is free, by the files of the kernel."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 
-from mizzle.blocks.arena import _container_free_bytes
+from mizzle.blocks.arena import BridgeArena, _container_free_bytes, allocate
 
 STAT = """anon 400
 {0}inactive_file 30
@@ -34,3 +35,16 @@ def test_cached_files_count_as_free_memory_of_a_container(tmp_path: Path, versio
 def test_a_container_without_a_limit_leaves_all(tmp_path: Path) -> None:
     assert _container_free_bytes(tmp_path) is None
     assert _container_free_bytes(cgroup(tmp_path, V2, "max", 900)) is None
+
+
+def test_memory_of_another_rank_is_kept_although_that_one_ends_meanwhile(tmp_path: Path) -> None:
+    theirs, path = allocate("shared", 4096)
+
+    def register(_name: str, given: Path, num_bytes: int) -> tuple[int, str]:
+        os.close(theirs)  # as its death does
+        with given.open("rb") as file:
+            assert len(file.read()) == num_bytes
+        return 7, str(given)
+
+    region = BridgeArena([], register, tmp_path).adopt("shared", str(path), 4096)
+    assert (region.number, region.size) == (7, 4096)
