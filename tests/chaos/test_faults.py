@@ -52,7 +52,7 @@ SHORT: dict[str, Scene] = {
     },
     "executor killed before the model was fetched": {"layout": FEWER, "at_fetch": True},
     "executor killed in the middle of putting blocks, rank 1": {
-        "layout": FEWER_BLOCKS, "faults": [fault("put", 31, "kill_executor", ranks=(1,))],
+        "layout": FEWER_BLOCKS, "faults": [fault("put", 61, "kill_executor", ranks=(1,))],
     },
     "two executors killed, one behind the other": {
         "layout": FEWER, "faults": [fault("reduce", 14, "kill_executor", times=2)],
