@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -114,14 +114,12 @@ def shard_dataframe(
         DataError: the DataFrame gave other rows than when it was checked; cache, persist or checkpoint it.
         DiskFull: the rows do not fit into the executors' local directories.
     """
-    dealer = _dealer(checked, run, num_shards, shards_of_rank)
-    dealt = checked.frame.mapInArrow(dealer, _DEALT).repartitionById(len(shards_of_rank), "rank")
+    dealt = checked.frame.mapInArrow(_dealer(checked, run, num_shards, shards_of_rank), _DEALT).repartitionById(
+        len(shards_of_rank), "rank"
+    )
     written = dealt.mapInArrow(WriteShards(run, locate, name), _WRITTEN)
-    try:
+    with _naming_full_disks():
         rows: Sequence[Any] = written.collect() if locations is None else collect_placed(written, locations)
-    except (Py4JError, PySparkException) as error:
-        _raise_if_full(error)
-        raise
     _check_same_rows(checked, rows)
     infos = [
         ShardInfo(row["shard"], row["rows"], row["bytes"], row["path"], row["executor"], row["host"])
@@ -133,6 +131,15 @@ def shard_dataframe(
         raise DataError("shards do not hold the rows they should; the DataFrame changes while read: persist it")
     _log.info("run=%s shards=%d rows=%d bytes=%d", run, len(infos), checked.num_rows, sum(i.bytes for i in infos))
     return infos
+
+
+@contextmanager
+def _naming_full_disks() -> Iterator[None]:
+    try:
+        yield
+    except (Py4JError, PySparkException) as error:
+        _raise_if_full(error)
+        raise
 
 
 def _raise_if_full(error: Exception) -> None:
