@@ -92,8 +92,7 @@ def shard_dataframe(
     """Deal the rows to shards and write the files. One Spark job; the shards of a rank land on one executor.
 
     Every executor's bridge removes the files within a second of the run's end (``ShardFolders.java``), those of
-    retried or speculative tasks as well; the list names those that count. Writing a shard again replaces its file,
-    readers of the old one are not disturbed.
+    retried or speculative tasks as well; the list names those that count. A shard written again replaces its file.
 
     Args:
         checked: from `check_dataframe`.
@@ -114,9 +113,8 @@ def shard_dataframe(
         DataError: the DataFrame gave other rows than when it was checked; cache, persist or checkpoint it.
         DiskFull: the rows do not fit into the executors' local directories.
     """
-    dealt = checked.frame.mapInArrow(_dealer(checked, run, num_shards, shards_of_rank), _DEALT).repartitionById(
-        len(shards_of_rank), "rank"
-    )
+    dealer = _dealer(checked, run, num_shards, shards_of_rank)
+    dealt = checked.frame.mapInArrow(dealer, _DEALT).repartitionById(len(shards_of_rank), "rank")
     written = dealt.mapInArrow(WriteShards(run, locate, name), _WRITTEN)
     with _naming_full_disks():
         rows: Sequence[Any] = written.collect() if locations is None else collect_placed(written, locations)
