@@ -11,7 +11,7 @@ import logging
 import os
 import re
 import socket
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from itertools import accumulate
 from pathlib import Path
@@ -92,8 +92,7 @@ def shard_dataframe(
     """Deal the rows to shards and write the files. One Spark job; the shards of a rank land on one executor.
 
     Every executor's bridge removes the files within a second of the run's end (``ShardFolders.java``), those of
-    retried or speculative tasks as well; the list names those that count. Writing a shard again replaces its file,
-    readers of the old one are not disturbed.
+    retried or speculative tasks as well; the list names those that count. A shard written again replaces its file.
 
     Args:
         checked: from `check_dataframe`.
@@ -117,11 +116,8 @@ def shard_dataframe(
     dealer = _dealer(checked, run, num_shards, shards_of_rank)
     dealt = checked.frame.mapInArrow(dealer, _DEALT).repartitionById(len(shards_of_rank), "rank")
     written = dealt.mapInArrow(WriteShards(run, locate, name), _WRITTEN)
-    try:
+    with _naming_full_disks():
         rows: Sequence[Any] = written.collect() if locations is None else collect_placed(written, locations)
-    except (Py4JError, PySparkException) as error:
-        _raise_if_full(error)
-        raise
     _check_same_rows(checked, rows)
     infos = _infos(rows)
     expected = {s: len(range(s, checked.num_rows, num_shards)) for shards in shards_of_rank for s in shards}
@@ -138,6 +134,15 @@ def _infos(rows: Iterable[Any]) -> list[ShardInfo]:
         for row in rows if row["shard"] != _REPORT_SHARD
     ]  # fmt: skip
     return sorted(infos, key=lambda info: info.shard)
+
+
+@contextmanager
+def _naming_full_disks() -> Iterator[None]:
+    try:
+        yield
+    except (Py4JError, PySparkException) as error:
+        _raise_if_full(error)
+        raise
 
 
 def _raise_if_full(error: Exception) -> None:
