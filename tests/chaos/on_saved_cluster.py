@@ -9,6 +9,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +17,21 @@ from pyspark.sql import SparkSession
 
 from chaos.faults import bits
 from chaos.membership import Executors
-from chaos.on_faulty_cluster import GROUP, ITERATIONS, cluster, training_of
+from chaos.on_faulty_cluster import GROUP, ITERATIONS, adam, cluster
 from chaos.records import Watch, Watched
 from cluster.trainings import frame, trainer
 from mizzle.blocks.deadline import Deadline
 from mizzle.config import Checkpoints
 from mizzle.spark.runner import GroupRunner
 from mizzle.training.manifest import MANIFEST
+from unit.training.runs import Mlp, Training, digits
 
-EVERY, EXECUTORS, PACE_S, SPARK_KNOWS_S = 6, 2, 0.02, 60.0
+EVERY, EXECUTORS, SPARK_KNOWS_S = 6, 2, 60.0
 
 
 def fitted(spark: SparkSession, home: Path, name: str, resume: Any = "never") -> dict[str, Any]:
     """One fit, and what came of it."""
-    ledger = home / f"ledger of {name}"
-    ledger.mkdir(exist_ok=True)
-    training = training_of([], ledger, PACE_S)
+    training = Training(partial(Mlp, dropout=0.2, norm=True), digits(), adam)
     fitter = trainer(
         training, run={"ranks": EXECUTORS, "group_size": GROUP}, max_iterations=ITERATIONS,
         checkpoints=Checkpoints(path=home / name, every=EVERY),
@@ -42,20 +42,23 @@ def fitted(spark: SparkSession, home: Path, name: str, resume: Any = "never") ->
         "model": {name: value.hex() for name, value in bits(result.model.state_dict()).items()},
         "resumed_at": result.report["resumed_at"],
         "first": result.history.groups[0].first,
-        "faults": [fault.cause for fault in result.history.faults],
+        "went_on_from": [fault.boundary for fault in result.history.faults],
         "saved": [one.iteration for one in result.history.checkpoints if not one.fault],
     }
 
 
-def strike_once(watch: Watch, checkpoints: Path, action: Callable[[], None]) -> None:
-    """Between two groups, behind the first boundary after a checkpoint is there."""
+def strike_once(watch: Watch, checkpoints: Path, action: Callable[[], None]) -> list[int]:
+    """Between two groups, when a checkpoint is there; returns a list that will hold the boundary."""
+    boundaries: list[int] = []
 
     def struck(runner: GroupRunner, _done: Watched) -> None:
         if runner._since.iteration > EVERY and any(checkpoints.rglob(MANIFEST)):
             watch.at_boundary = lambda _runner, _done: None
+            boundaries.append(runner._since.iteration)
             action()
 
     watch.at_boundary = struck
+    return boundaries
 
 
 def kill_all_executors(spark: SparkSession) -> None:
@@ -76,24 +79,17 @@ def kill_driver(spark: SparkSession) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def main(scene: str, home: Path) -> None:
-    """Play one scene."""
-    logging.basicConfig(level=logging.INFO, filename=home / f"{scene}.log", format="%(asctime)s %(name)s %(message)s")
+def main(home: Path) -> None:
+    """Fit in peace, without any executor, and until the end of this process."""
+    logging.basicConfig(level=logging.INFO, filename=home / "driver.log", format="%(asctime)s %(name)s %(message)s")
     spark, watch = cluster(home, f"local-cluster[{EXECUTORS},1,1024]"), Watch()
-    found = {}
-    if scene == "killed":
-        found["calm"] = fitted(spark, home, "calm")
-        strike_once(watch, home / "all lost", lambda: kill_all_executors(spark))
-        found["all lost"] = fitted(spark, home, "all lost")
-        (home / "found.json").write_text(json.dumps(found))
-        strike_once(watch, home / "driver killed", lambda: kill_driver(spark))
-        fitted(spark, home, "driver killed")
-    else:
-        found = json.loads((home / "found.json").read_text())
-        found["driver killed"] = fitted(spark, home, "driver killed", resume="auto")
-        (home / "found.json").write_text(json.dumps(found))
-        spark.stop()
+    found = {"calm": fitted(spark, home, "calm")}
+    struck_at = strike_once(watch, home / "all lost", lambda: kill_all_executors(spark))
+    found["all lost"] = fitted(spark, home, "all lost") | {"struck_at": struck_at}
+    (home / "found.json").write_text(json.dumps(found))
+    strike_once(watch, home / "driver killed", lambda: kill_driver(spark))
+    fitted(spark, home, "driver killed")
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], Path(sys.argv[2]))
+    main(Path(sys.argv[1]))
