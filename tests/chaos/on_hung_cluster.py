@@ -78,7 +78,7 @@ class Sleepers:
         self._thread.start()
 
     def _look(self) -> None:
-        pause, first = threading.Event(), Deadline.after(SOON_S)
+        pause, first = threading.Event(), Deadline.after(10 * SOON_S)
         while not (self._note.exists() and self._note.read_text().count(" ") > 1):
             if first.passed:
                 return
