@@ -16,6 +16,7 @@ import logging
 import struct
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import count
 
 import crc32c
@@ -176,8 +177,11 @@ class Keeper:
         region = self._context.store.region(name, max(_PAGE, 1 << max(0, num_bytes - 1).bit_length()))
         return Span(region, 0, num_bytes)
 
-    def pin(self) -> memoryview:
-        """This rank's own state at the boundary that counts; it stays until `unpin`, whatever is kept meanwhile.
+    def pin(self) -> tuple[memoryview, Callable[[], None]]:
+        """This rank's own state at the boundary that counts, one at a time.
+
+        Returns:
+            The state, which stays as it is, whatever is kept meanwhile; and what to call when nobody needs it any more.
 
         Raises:
             StateLost: it is not here.
@@ -189,12 +193,12 @@ class Keeper:
                 sealed = self._span(name, label["bytes"])
                 _refuse_damaged({me: [sealed]})
                 self._pinned = name
-                return sealed.view[: -_SEAL.size]
+                return sealed.view[: -_SEAL.size], partial(self._unpin, name)
         raise StateLost(f"rank {me} does not hold its own state at boundary {self._since.iteration}")
 
-    def unpin(self) -> None:
-        """What was pinned may be overwritten when its time comes."""
-        self._pinned = ""
+    def _unpin(self, name: str) -> None:
+        if self._pinned == name:  # and not another one since
+            self._pinned = ""
 
     def _free(self, name: str) -> str:
         """The first region of that name that may be overwritten: of two, and a third while one is pinned."""

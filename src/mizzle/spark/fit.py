@@ -151,9 +151,11 @@ class _Fit:
         saving = self._saving
         if saving is None:
             raise error
-        saving.abandon()
         if isinstance(error, CheckpointError):
+            if not self._runner.is_restoring:
+                raise error
             saving.refuse(origin.checkpoint, error)
+        saving.abandon()
         found = saving.newest()
         self._returns = self._returns + 1 if found and found.iteration <= origin.iteration else 1
         if found is None or self._returns > _MOST_RETURNS:
@@ -169,7 +171,8 @@ class _Fit:
         stopping = None if plan.stop is None else StoppingState.of(plan.stop, origin.stopping)
 
         def order_of(group: Group) -> TrainOrder:
-            due = "" if saving is None else saving.due(self._origin(group.first, origin, stopping))
+            here = self._origin(group.first, origin, stopping)
+            due = None if saving is None else saving.due(here, self._runner.generation)
             return TrainOrder(group, tuple(schedule.ahead(group.size)), plan.validates(group), due)
 
         if not (stopping and stopping.is_over):
@@ -210,13 +213,13 @@ class _Fit:
     def _save_the_end(self, saving: Saving, origin: Origin) -> None:
         """The last boundary is saved before the model is fetched. If it cannot be, the result is there all the same."""
         for _ in range(_MOST_LAST_SAVES):
-            wanted = saving.wanted_at_the_end(origin)
+            wanted = saving.wanted_at_the_end(origin, self._runner.generation)
             if wanted is None:
                 break
             order = SaveOrder(origin.iteration, *wanted, saving.timeout_s)
             told = self._runner.order("the last checkpoint", order, origin.iteration).results
             saving.take([Told.unpack(one) for one in told], self._runner.generation)
-        saving.close()
+        saving.wait()
 
     def _finish(self) -> Fitted:
         plan, history = self._plan, self._history

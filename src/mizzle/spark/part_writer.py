@@ -16,7 +16,22 @@ from mizzle.training.checkpoint import CheckpointStore
 _TOLD = struct.Struct("<qBQ32s")
 _WHY_BYTES = 100
 """Of a message: it is part of a group's result, which is small."""
-_STOP_S = 10.0
+_STOP_S = 1.0
+"""For a part that was broken off: it ends with the next piece, where storage does not hang."""
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """A checkpoint that ranks are to write.
+
+    Attributes:
+        name: of its folder.
+        generation: of the ranks that may write it. Those of another one do not: a rank that should be dead may still be
+            writing a file of that name, and not every storage refuses to write one twice.
+    """
+
+    name: str
+    generation: int
 
 
 class Progress(IntEnum):
@@ -62,8 +77,7 @@ class Told:
 class PartWriter:
     """Writes a rank's parts one after the other, in a thread of its own each.
 
-    A file is never written twice: a rank that is to write its part again after a fault fails, and the driver gives
-    that checkpoint up.
+    A file is never written twice: after a fault the driver gives the checkpoint up.
 
     Args:
         store: where to.
@@ -82,23 +96,35 @@ class PartWriter:
         """Of the newest part."""
         return self._told
 
+    def break_off(self) -> None:
+        """Have what is under way end; nobody waits for its part any more."""
+        self._stop.set()
+
+    def refuse(self, iteration: int, why: str) -> None:
+        """Tell that there will be no part of this rank."""
+        self._told = Told(iteration, Progress.FAILED, why=why)
+
     def begin(
         self, checkpoint: str, iteration: int, state: memoryview | None, owned: Sequence[Slice],
         done: Callable[[], None],
     ) -> None:  # fmt: skip
-        """Write this rank's part of a checkpoint; one that is still being written was given up, and is broken off.
+        """Write this rank's part of a checkpoint; the one before is done, or was broken off.
 
         Args:
             checkpoint: its name.
             iteration: of its boundary.
             state: stays as it is until ``done`` is called; None: this rank has nothing to write.
             owned: the ranges that the state holds.
-            done: called once, from another thread.
+            done: called once, maybe from another thread.
         """
-        self.close()
-        if state is None or self._is_writing:
-            failed = Told(iteration, Progress.FAILED, why="storage hangs: the part before is still being written")
-            self._told = failed if self._is_writing else Told(iteration)
+        if state is None:
+            self._told = Told(iteration)
+            return
+        if self._thread is not None:
+            self._thread.join(_STOP_S)
+        if self._is_writing:
+            self.refuse(iteration, "storage hangs: the part before is still being written")
+            done()
             return
         self._stop.clear()
         self._told = Told(iteration, Progress.UNDER_WAY)
@@ -108,25 +134,14 @@ class PartWriter:
         self._thread.start()
 
     def wait(self, deadline: Deadline) -> Told:
-        """What came of the newest part, once it is written.
-
-        Raises:
-            CheckpointError: it takes longer.
-        """
+        """What came of the newest part, once it is written, or when time is up: then it is broken off."""
         if self._thread is not None:
             self._thread.join(deadline.remaining_s())
         if self._is_writing:
-            raise CheckpointError(
-                f"rank {self._rank} is still writing its part of a checkpoint: raise Checkpoints(timeout_s=...), or "
-                "give it faster storage"
-            )
+            self.break_off()
+            why = "still being written: raise Checkpoints(timeout_s=...), or give it faster storage"
+            return Told(self._told.iteration, Progress.FAILED, why=why)
         return self._told
-
-    def close(self) -> None:
-        """Break off what is under way; where storage hangs, its thread is left behind."""
-        self._stop.set()
-        if self._thread is not None:
-            self._thread.join(_STOP_S)
 
     @property
     def _is_writing(self) -> bool:
@@ -139,7 +154,7 @@ class PartWriter:
         try:
             part = self._store.write_part(checkpoint, self._rank, state, ranges, watch=self._watch)
             # Read again: older checkpoints are deleted when this one is there.
-            self._store.check_part(checkpoint, part)
+            self._store.check_part(checkpoint, part, watch=self._watch)
             self._told = Told(iteration, Progress.WRITTEN, part.num_bytes, bytes.fromhex(part.sha256))
         except Exception as error:  # noqa: BLE001 - the outermost frame of a thread
             self._told = Told(iteration, Progress.FAILED, why=f"{type(error).__name__}: {error}")

@@ -217,6 +217,11 @@ class GroupRunner:
         self._since, self._prepared = since, None
 
     @property
+    def is_restoring(self) -> bool:
+        """Whether the ranks still have to take up the states of a checkpoint."""
+        return bool(self._since.checkpoint)
+
+    @property
     def generation(self) -> int:
         """Of the ranks that ran the last group."""
         return self._generation

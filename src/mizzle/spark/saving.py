@@ -7,12 +7,12 @@ CheckFreq, Mohan et al., FAST 2021: training goes on while a snapshot is written
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from concurrent.futures import TimeoutError as Late
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 import torch
@@ -21,7 +21,7 @@ from mizzle.config import Checkpoints
 from mizzle.errors import CheckpointError, ConfigError, MizzleError
 from mizzle.scheduling.plan import EPOCH_END, Triggers
 from mizzle.spark.orders import Committed
-from mizzle.spark.part_writer import Progress, Told
+from mizzle.spark.part_writer import Progress, Told, Wanted
 from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.evaluate import Evaluation
 from mizzle.training.export import describe, written_with
@@ -85,10 +85,11 @@ class Origin:
 class _Save:
     """One checkpoint under way."""
 
-    name: str
+    wanted: Wanted
     origin: Origin
     begun: float
     commit: Future[int] | None = None
+    given_up: threading.Event = field(default_factory=threading.Event)
 
 
 def open_store(config: Checkpoints, resume: Literal["never", "auto"]) -> CheckpointStore:
@@ -151,30 +152,30 @@ class Saving:
         self._save: _Save | None = None
         self._newest = -1
         self._useless: set[str] = set()
-        self._commits = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
 
     @property
     def timeout_s(self) -> float:
         """How long writing a checkpoint may take in the end."""
         return self._config.timeout_s
 
-    def due(self, origin: Origin) -> str:
-        """The checkpoint that the ranks are to write of this boundary, beside the group that comes next; "" for none.
+    def due(self, origin: Origin, generation: int) -> Wanted | None:
+        """The checkpoint that the ranks are to write of this boundary, beside the group that comes next; None for none.
 
         Args:
             origin: what the training would go on from.
+            generation: of the ranks.
         """
         self._look()
         fired = self._triggers.fires(origin.iteration)
         if (EPOCH_END if self._config.every == "epoch" else CHECKPOINT) not in fired:
-            return ""
-        if self._save is not None and self._save.origin.iteration != origin.iteration:
+            return None
+        if self._save is not None:
             _log.warning(
                 "run=%s no checkpoint at iteration %d: the one of iteration %d is still being written",
                 self._run[:4], origin.iteration, self._save.origin.iteration,
             )  # fmt: skip
-            return ""
-        return self._begin(origin)
+            return None
+        return self._begin(origin, generation)
 
     def take(self, told: Sequence[Told], generation: int) -> None:
         """What the ranks said behind a group, by rank, and in which generation."""
@@ -187,23 +188,28 @@ class Saving:
         elif failed := [one.why for one in told if one.progress is Progress.FAILED]:
             self._give_up(save, failed[0])
         elif all(one.progress is not Progress.UNDER_WAY for one in told):
-            save.commit = self._commits.submit(self._commit, save, tuple(told), generation)
+            save.commit = Future()
+            # A daemon: storage that hangs must not keep the driver from ending.
+            threading.Thread(
+                target=self._commit_into, args=(save.commit, save, tuple(told), generation), name="checkpoint",
+                daemon=True,
+            ).start()  # fmt: skip
 
-    def wanted_at_the_end(self, origin: Origin) -> tuple[str, int] | None:
-        """What is still to be written when a training ends: name and iteration of its boundary; None: nothing is.
+    def wanted_at_the_end(self, origin: Origin, generation: int) -> tuple[Wanted, int] | None:
+        """What is still to be written when a training ends, and of which boundary; None: nothing is.
 
         Args:
             origin: the training's last boundary.
+            generation: of the ranks.
         """
-        self._look(timeout_s=self._config.timeout_s)
+        self.wait()
         if self._save is None and origin.iteration > max(0, self._newest):
-            self._begin(origin)
-        return None if self._save is None else (self._save.name, self._save.origin.iteration)
+            self._begin(origin, generation)
+        return None if self._save is None else (self._save.wanted, self._save.origin.iteration)
 
-    def close(self) -> None:
-        """Wait for what is being committed."""
+    def wait(self) -> None:
+        """Until what is being committed is there, or has taken too long."""
         self._look(timeout_s=self._config.timeout_s)
-        self._commits.shutdown(wait=False, cancel_futures=True)
 
     def newest(self) -> Origin | None:
         """Where the newest checkpoint is that may be whole; ranks find out whether it is. None: there is none.
@@ -227,8 +233,8 @@ class Saving:
             return origin
         if there:
             raise CheckpointError(
-                f"none of the {len(there)} checkpoints in {self.store.path} can be used; the log says why. To begin "
-                "anew, give the training an empty folder"
+                f"none of the {len(there)} checkpoints in {self.store.path} can be used: the log says why. Try again "
+                "if storage was out of reach; else look for a copy of them before you begin anew in another folder"
             )
         return None
 
@@ -240,40 +246,50 @@ class Saving:
 
     def abandon(self) -> None:
         """The training goes back: what is being written is not committed."""
-        self._look(timeout_s=self._config.timeout_s)
+        self.wait()
         if self._save is not None:
             self._give_up(self._save, "the training went back")
 
-    def _begin(self, origin: Origin) -> str:
-        if self._save is not None:
-            return self._save.name  # ordered again, after a fault
+    def _begin(self, origin: Origin, generation: int) -> Wanted | None:
         if origin.iteration == self._newest:
-            return ""
+            return None
         try:
-            name = self.store.begin(origin.iteration)
-        except MizzleError as error:
+            wanted = Wanted(self.store.begin(origin.iteration), generation)
+        except Exception as error:  # noqa: BLE001 - storage of others may raise anything; it costs no training
             self._record(origin.iteration, "", 0, 0.0, f"{error}")
-            return ""
-        self._save = _Save(name, origin, time.monotonic())
-        return name
+            return None
+        self._save = _Save(wanted, origin, time.monotonic())
+        return wanted
+
+    def _commit_into(self, done: Future[int], save: _Save, told: Sequence[Told], generation: int) -> None:
+        """Runs beside the training."""
+        try:
+            done.set_result(self._commit(save, told, generation))
+        except Exception as error:  # noqa: BLE001 - the outermost frame of a thread
+            done.set_exception(error)
 
     def _commit(self, save: _Save, told: Sequence[Told], generation: int) -> int:
-        """Runs beside the training: the manifest makes the parts a checkpoint."""
-        store, name = self.store, save.name
+        """The manifest makes the parts a checkpoint; the ranks have read again what they wrote."""
+        store, name = self.store, save.wanted.name
         parts = [
             store.written_part(name, rank, one.num_bytes, one.sha256.hex())
             for rank, one in enumerate(told) if one.progress is Progress.WRITTEN
         ]  # fmt: skip
+        frozen = None if self._frozen is None else store.write_frozen(name, self._frozen.to_bytes())
+        if frozen is not None:
+            store.check_part(name, frozen)
         manifest = Manifest(
             name=name, iteration=save.origin.iteration, run=self._run, generation=generation,
             num_elements=self._num_elements, parts=tuple(parts), parameters=self._parameters,
-            training={**self._trained, "origin": save.origin.as_dict()},
-            frozen=None if self._frozen is None else store.write_frozen(name, self._frozen.to_bytes()),
-            written_with=written_with(),
+            training={**self._trained, "origin": save.origin.as_dict()}, frozen=frozen, written_with=written_with(),
         )  # fmt: skip
+        if save.given_up.is_set():
+            raise CheckpointError("it took too long")
         store.commit(manifest)
-        # The ranks have read again what they wrote, so that the driver need not.
-        store.retain(self._config.keep, checked={name})
+        try:
+            store.retain(self._config.keep, protect={name}, checked={name})
+        except CheckpointError as error:
+            _log.warning("run=%s older checkpoints are still there: %s", self._run[:4], error)
         return sum(part.num_bytes for part in manifest.files)
 
     def _look(self, timeout_s: float = 0.0) -> None:
@@ -283,15 +299,16 @@ class Saving:
             return
         try:
             num_bytes = save.commit.result(timeout_s)
-        except (MizzleError, OSError, Late) as error:
+        except Exception as error:  # noqa: BLE001 - storage of others may raise anything; it costs no training
             self._give_up(save, f"{type(error).__name__}: {error}")
             return
         self._save, self._newest = None, save.origin.iteration
-        self._record(save.origin.iteration, save.name, num_bytes, time.monotonic() - save.begun, "")
+        self._record(save.origin.iteration, save.wanted.name, num_bytes, time.monotonic() - save.begun, "")
 
     def _give_up(self, save: _Save, why: str) -> None:
+        save.given_up.set()
         self._save = None
-        self._record(save.origin.iteration, save.name, 0, time.monotonic() - save.begun, why)
+        self._record(save.origin.iteration, save.wanted.name, 0, time.monotonic() - save.begun, why)
 
     def _record(self, iteration: int, name: str, num_bytes: int, wall_s: float, fault: str) -> None:
         self.records.append(CheckpointRecord(iteration, name, num_bytes, wall_s, fault))

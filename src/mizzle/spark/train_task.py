@@ -27,7 +27,7 @@ from mizzle.scheduling.plan import Group
 from mizzle.spark.boundary import Keeper, State
 from mizzle.spark.fetching import Memory
 from mizzle.spark.orders import Committed
-from mizzle.spark.part_writer import PartWriter
+from mizzle.spark.part_writer import PartWriter, Wanted
 from mizzle.spark.worker import RankContext
 from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.columns import Columns
@@ -53,13 +53,13 @@ class TrainOrder:
         group: which iterations.
         hyper: their hyper-parameters, by iteration and parameter group.
         evaluate: whether the validation rows are evaluated behind it.
-        checkpoint: to be written, beside the group, of the boundary that it begins with; "" for none.
+        checkpoint: to be written, beside the group, of the boundary that it begins with; None for none.
     """
 
     group: Group
     hyper: tuple[tuple[Mapping[str, Any], ...], ...]
     evaluate: bool
-    checkpoint: str = ""
+    checkpoint: Wanted | None = None
 
     def iterations(self) -> list[IterationPlan]:
         """The group's iterations."""
@@ -76,13 +76,13 @@ class SaveOrder:
 
     Attributes:
         boundary: iterations done; committed.
-        checkpoint: name of the checkpoint: the one that is being written, or one of this boundary.
+        checkpoint: the one that is being written, or one of this boundary.
         iteration: of that checkpoint's boundary.
         timeout_s: how long writing it may take.
     """
 
     boundary: int
-    checkpoint: str
+    checkpoint: Wanted
     iteration: int
     timeout_s: float
 
@@ -175,7 +175,7 @@ class TrainPart:
         if isinstance(order, SaveOrder):
             return self._save(order)
         self._keeper.commit(order.group.first)
-        if order.checkpoint:
+        if order.checkpoint is not None:
             self._begin_part(order.checkpoint, order.group.first)
         plans = order.iterations()
         iterations = self._trainer.run(plans)
@@ -197,7 +197,7 @@ class TrainPart:
     def close(self) -> None:
         """Close the files, and let go of the model."""
         if self._writer is not None:
-            self._writer.close()
+            self._writer.break_off()
         self._files.close()
 
     def _take_up(self, since: Committed) -> None:
@@ -234,14 +234,18 @@ class TrainPart:
     def _make_writer(self) -> PartWriter | None:
         return None if self._store is None else PartWriter(self._store, self._context.rank)
 
-    def _begin_part(self, checkpoint: str, iteration: int) -> None:
+    def _begin_part(self, wanted: Wanted, iteration: int) -> None:
         """Have this rank's part of a checkpoint written from its state at the boundary, which is kept meanwhile."""
         assert self._writer is not None, "a checkpoint was ordered, but no storage"
         context = self._context
+        self._writer.break_off()
+        if wanted.generation != context.terms.generation:
+            self._writer.refuse(iteration, "ranks were replaced: others may have begun to write it")
+            return
         among = self._trainer.ranges_among(context.size)
         owned = among[context.rank]
-        state = self._keeper.pin() if among.index(owned) == context.rank else None
-        self._writer.begin(checkpoint, iteration, state, owned, self._keeper.unpin)
+        state, done = self._keeper.pin() if among.index(owned) == context.rank else (None, _nothing)
+        self._writer.begin(wanted.name, iteration, state, owned, done)
 
     def _save(self, order: SaveOrder) -> bytes:
         """Write it, or what is left of it, now."""
@@ -293,6 +297,10 @@ class TrainPart:
         region = self._context.arena.region(name, max(1, len(content)))
         region.buffer[: len(content)] = content
         return Memory(region.path, len(content))
+
+
+def _nothing() -> None:
+    pass
 
 
 def _load(shipped: bytes) -> tuple[torch.nn.Module, TrainingSpec, Columns]:

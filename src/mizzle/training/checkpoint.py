@@ -213,8 +213,13 @@ class CheckpointStore:
         with self._opened(name, part) as (source, head):
             self._read_into(name, part, source, head, view)
 
-    def check_part(self, name: str, part: Part) -> Header:
+    def check_part(self, name: str, part: Part, *, watch: Callable[[], None] = lambda: None) -> Header:
         """Read a file again, without keeping it, and parse what can be parsed of it.
+
+        Args:
+            name: of the checkpoint.
+            part: of its manifest.
+            watch: called again and again while it reads; may raise, to break it off.
 
         Returns:
             The header of the state in it.
@@ -232,6 +237,7 @@ class CheckpointStore:
                 spare = memoryview(bytearray(min(PIECE_BYTES, part.num_bytes - len(header))))
                 rest = part.num_bytes - len(header)
                 while rest:
+                    watch()
                     piece = spare[: min(rest, len(spare))]
                     fill(source, piece)
                     digest.update(piece)

@@ -1,8 +1,8 @@
 """Files of checkpoints, on a local file system or any other that pyarrow knows: folders of one level.
 
 Local: every file is new, written, fsync'd, and its folder too; nothing follows a symbolic link. HDFS and the like: the
-last file gets its name by a rename. Object stores: an upload is there as a whole or not at all, and there are no
-folders, only prefixes. Which is which is told by the file system's type.
+last file gets its name by a rename. Object stores: there are no folders, only prefixes; the last file is small enough
+for one upload, which is there as a whole or not at all. Which is which is told by the file system's type.
 """
 
 from __future__ import annotations
@@ -230,10 +230,16 @@ class ArrowStorage:
         """See `Storage`."""
         if self.num_bytes(folder, file) is not None:
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), self._of(folder, file))
-        with self._filesystem.open_output_stream(self._of(folder, file)) as out:
-            for piece in pieces(content):
-                seen(piece)
-                out.write(pa.py_buffer(piece))
+        try:
+            with self._filesystem.open_output_stream(self._of(folder, file)) as out:
+                for piece in pieces(content):
+                    seen(piece)
+                    out.write(pa.py_buffer(piece))
+        except BaseException:
+            # Closing a stream completes an upload, whatever has happened, and pyarrow cannot abort one.
+            with suppress(Exception):
+                self._filesystem.delete_file(self._of(folder, file))
+            raise
 
     def write_last(self, folder: str, file: str, content: bytes) -> None:
         """See `Storage`."""

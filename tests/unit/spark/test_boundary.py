@@ -131,13 +131,13 @@ def test_a_pinned_state_stays_while_newer_ones_are_kept_and_then_goes() -> None:
     def keep(store: BlockStore) -> bytes:
         mine, between = keeper(store, arenas[store.rank], Committed())
         mine.commit(1)
-        pinned = mine.pin()
+        pinned, unpin = mine.pin()
         for iteration in range(2, 6):
             mine.keep(iteration, state_of(bytes([store.rank, iteration]) * 2000), between)
             mine.commit(iteration)
         found = bytes(pinned)
         assert "state2" in held(arenas[store.rank])
-        mine.unpin()
+        unpin()
         for iteration in range(6, 9):
             mine.keep(iteration, state_of(bytes([store.rank, iteration]) * 2000), between)
             mine.commit(iteration)

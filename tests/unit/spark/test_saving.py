@@ -15,7 +15,7 @@ from mizzle.collectives.slices import Slice
 from mizzle.config import Checkpoints
 from mizzle.errors import CheckpointError, ConfigError
 from mizzle.scheduling.plan import Triggers
-from mizzle.spark.part_writer import PartWriter, Progress, Told
+from mizzle.spark.part_writer import PartWriter, Progress, Told, Wanted
 from mizzle.spark.saving import CHECKPOINT, Origin, Saving, open_store, shards_of
 from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.evaluate import Evaluation
@@ -52,12 +52,12 @@ def state(rank: int) -> bytearray:
     return bytearray(pack_state({"weights": weights}, described))
 
 
-def written(store: CheckpointStore, name: str, iteration: int) -> list[Told]:
+def written(store: CheckpointStore, wanted: Wanted, iteration: int) -> list[Told]:
     """What the ranks tell when they have written their parts."""
     found = []
     for rank in range(RANKS):
         writer = PartWriter(store, rank)
-        writer.begin(name, iteration, memoryview(state(rank)), [owned(rank)], lambda: None)
+        writer.begin(wanted.name, iteration, memoryview(state(rank)), [owned(rank)], lambda: None)
         found.append(writer.wait(Deadline.after(20)))
     return found
 
@@ -68,21 +68,23 @@ def saving(path: Path, **config: Any) -> Saving:
 
 
 def save(one: Saving, iteration: int, **origin: Any) -> str:
-    name = one.due(Origin(iteration, **origin))
-    one.take(written(one.store, name, iteration), generation=0)
-    one.abandon()  # waits for the commit
-    return name
+    wanted = one.due(Origin(iteration, **origin), 0)
+    assert wanted is not None
+    one.take(written(one.store, wanted, iteration), generation=0)
+    one.wait()
+    return wanted.name
 
 
 def test_a_checkpoint_counts_when_all_ranks_have_written(tmp_path: Path) -> None:
     one = saving(tmp_path)
-    name = one.due(Origin(5))
-    told = written(one.store, name, 5)
+    wanted = one.due(Origin(5), 0)
+    assert wanted is not None
+    told = written(one.store, wanted, 5)
     one.take([told[0], Told(5, Progress.UNDER_WAY)], generation=0)
-    assert one.due(Origin(7)) == ""
+    assert one.due(Origin(7), 0) is None
     assert one.newest() is None
     one.take(told, generation=0)
-    one.close()
+    one.wait()
     assert [(record.iteration, record.fault) for record in one.records] == [(5, "")]
     assert one.store.newest_valid() is not None
 
@@ -100,14 +102,13 @@ def test_it_keeps_what_the_driver_goes_on_with_bit_for_bit(tmp_path: Path) -> No
 
 def test_nothing_is_due_off_the_trigger_or_at_the_start(tmp_path: Path) -> None:
     one = saving(tmp_path)
-    assert [one.due(Origin(iteration)) for iteration in (0, 1, 4, 6)] == [""] * 4
+    assert [one.due(Origin(iteration), 0) for iteration in (0, 1, 4, 6)] == [None] * 4
 
 
 def test_one_checkpoint_is_under_way_at_a_time(tmp_path: Path) -> None:
     one = saving(tmp_path)
-    name = one.due(Origin(5))
-    assert one.due(Origin(10)) == ""
-    assert one.due(Origin(5)) == name, "ordered again after a fault"
+    assert one.due(Origin(5), 0) is not None
+    assert one.due(Origin(10), 0) is None
 
 
 @pytest.mark.parametrize(
@@ -120,7 +121,7 @@ def test_one_checkpoint_is_under_way_at_a_time(tmp_path: Path) -> None:
 )
 def test_it_is_given_up_with_its_reason_and_the_next_one_comes(tmp_path: Path, told: list[Told], why: str) -> None:
     one = saving(tmp_path)
-    one.due(Origin(5))
+    one.due(Origin(5), 1)
     one.take(told, generation=1)
     one.abandon()
     assert why in one.records[0].fault
@@ -132,12 +133,12 @@ def test_it_is_given_up_with_its_reason_and_the_next_one_comes(tmp_path: Path, t
 def test_at_the_end_what_is_missing_is_wanted_once(tmp_path: Path) -> None:
     one = saving(tmp_path)
     save(one, 5)
-    assert one.wanted_at_the_end(Origin(5)) is None
-    wanted = one.wanted_at_the_end(Origin(7))
+    assert one.wanted_at_the_end(Origin(5), 0) is None
+    wanted = one.wanted_at_the_end(Origin(7), 0)
     assert wanted is not None
     assert wanted[1] == 7
     one.take(written(one.store, *wanted), generation=0)
-    assert one.wanted_at_the_end(Origin(7)) is None
+    assert one.wanted_at_the_end(Origin(7), 0) is None
 
 
 def test_a_refused_checkpoint_is_not_offered_again(tmp_path: Path) -> None:
@@ -185,11 +186,85 @@ def test_a_part_is_written_from_memory_that_is_let_go_of_afterwards(tmp_path: Pa
 
 def test_a_part_that_is_there_already_is_not_written_again(tmp_path: Path) -> None:
     store = CheckpointStore(str(tmp_path))
-    name = store.begin(5)
-    first = written(store, name, 5)
-    again = written(store, name, 5)
+    wanted = Wanted(store.begin(5), 0)
+    first = written(store, wanted, 5)
+    again = written(store, wanted, 5)
     assert [one.progress for one in first] == [Progress.WRITTEN] * RANKS
     assert [one.progress for one in again] == [Progress.FAILED] * RANKS
+
+
+class Stalling(CheckpointStore):
+    """Storage that takes nothing until it is told to."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(str(path))
+        self.opened = threading.Event()
+
+    def write_part(self, *args: Any, **kwargs: Any) -> Any:
+        assert self.opened.wait(20)
+        return super().write_part(*args, **kwargs)
+
+
+def test_a_part_that_takes_too_long_is_told_as_failed_and_costs_nothing_else(tmp_path: Path) -> None:
+    store = Stalling(tmp_path)
+    writer = PartWriter(store, 0)
+    writer.begin(store.begin(5), 5, memoryview(state(0)), [owned(0)], lambda: None)
+    told = writer.wait(Deadline.after(0.05))
+    assert (told.iteration, told.progress) == (5, Progress.FAILED)
+    assert "timeout_s" in told.why
+    store.opened.set()
+
+
+def test_a_part_that_was_given_up_lets_go_of_its_state_alone_and_the_next_one_is_written(tmp_path: Path) -> None:
+    store, let_go = Stalling(tmp_path), []
+    writer = PartWriter(store, 0)
+    writer.begin(store.begin(5), 5, memoryview(state(0)), [owned(0)], lambda: let_go.append(5))
+    assert writer.told.progress is Progress.UNDER_WAY
+    writer.break_off()
+    store.opened.set()
+    writer.begin(store.begin(10), 10, memoryview(state(0)), [owned(0)], lambda: let_go.append(10))
+    told = writer.wait(Deadline.after(20))
+    assert (told.iteration, told.progress) == (10, Progress.WRITTEN)
+    assert let_go == [5, 10]
+
+
+def test_a_part_is_refused_while_the_one_before_hangs(tmp_path: Path) -> None:
+    store, let_go = Stalling(tmp_path), []
+    writer = PartWriter(store, 0)
+    writer.begin(store.begin(5), 5, memoryview(state(0)), [owned(0)], lambda: let_go.append(5))
+    writer.break_off()
+    writer.begin(store.begin(10), 10, memoryview(state(0)), [owned(0)], lambda: let_go.append(10))
+    assert (writer.told.iteration, writer.told.progress) == (10, Progress.FAILED)
+    assert let_go == [10]
+    store.opened.set()
+
+
+def test_a_checkpoint_counts_though_older_ones_cannot_be_removed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_args: object, **_kwargs: object) -> None:
+        raise CheckpointError("somebody reads it")
+
+    monkeypatch.setattr(CheckpointStore, "retain", refused)
+    one = saving(tmp_path)
+    save(one, 5)
+    assert one.records[0].fault == ""
+    assert one.wanted_at_the_end(Origin(5), 0) is None
+
+
+@pytest.mark.parametrize("error", [OSError("no route"), RuntimeError("of a library that nobody knows")])
+def test_storage_that_raises_anything_costs_no_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def broken(*_args: object, **_kwargs: object) -> None:
+        raise error
+
+    one = saving(tmp_path)
+    monkeypatch.setattr(CheckpointStore, "commit", broken)
+    save(one, 5)
+    monkeypatch.setattr(CheckpointStore, "begin", broken)
+    assert one.due(Origin(10), 0) is None
+    assert [str(error) in record.fault for record in one.records] == [True, True]
 
 
 def test_what_a_rank_tells_survives_its_bytes() -> None:
