@@ -44,7 +44,6 @@ SHORT: dict[str, Scene] = {
         "layout": FEWER, "faults": [fault("settle", 1, "stop_executor")],
     },
     "executor killed before the model was fetched": {"layout": FEWER, "at_fetch": True},
-    # In an iteration: while ranks take their places, the states have no second copy yet.
     "two executors killed, one behind the other": {
         # The second one when there are copies again, of a later boundary: before, it would take both of a state.
         "layout": FEWER, "faults": [fault("reduce", 14, "kill_executor"), fault("keep", 7, "kill_executor")],
