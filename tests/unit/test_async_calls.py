@@ -25,6 +25,8 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     "Hires.java schedule": (1, ("AsyncWorkTest.withoutATimerNobodyIsHiredOrKeptInVain",)),
     "Hires.java thenAccept": (1, ("AsyncWorkTest.whoCannotBeToldHowARankStartedIsLetGo",)),
     "JobWatch.java repeat": (1, ("JobWatchTest.whatCouldNotBeCancelledIsTriedAgain",)),
+    "LeaseAnswers.java execute": (1, ("LeaseAnswersTest.whereNoThreadCanBeMadeItIsTriedAgain",
+                                      "LeaseAnswersTest.whatCannotBeRemovedEndsNoLeaseAndKeepsNoOtherFromIt")),
     "Leases.java execute": (2, ("AsyncWorkTest.aReportThatThrowsIsSentAgain",
                                 "AsyncWorkTest.whoCannotAskForFreshLeasesIsNotLeftWaiting")),
     "Leases.java repeat": (2, ("DeadlineTest.whatFailsIsTriedAgainWhereItIsToBeRepeated",

@@ -8,8 +8,10 @@ import java.util.concurrent.locks.LockSupport;
 import java.util.function.BooleanSupplier;
 
 /**
- * A moment on this machine's monotonic clock after which a wait must end; every wait of the bridge
- * takes one. As {@code mizzle.blocks.deadline} in Python.
+ * A moment on this machine's monotonic clock after which a wait must end. Every wait of the bridge
+ * takes one, but for a few that something else bounds: {@code tests/unit/test_waits.py} lists them,
+ * {@link DriverLink}'s questions among them, for which Spark has a limit. As
+ * {@code mizzle.blocks.deadline} in Python.
  */
 final class Deadline {
   private final long atNs;

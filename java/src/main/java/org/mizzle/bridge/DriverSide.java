@@ -38,7 +38,7 @@ public final class DriverSide implements DriverPlugin {
   private Roster roster = new Roster(new Pulse(DriverSide::nowMs, Long.MAX_VALUE));
   private SparkContext context;
   private final Replacements replacements =
-      new Replacements(executorId -> context.killAndReplaceExecutor(executorId));
+      new Replacements(executorId -> Replacements.begin(context, executorId), Replacements.PAUSE_MS);
   private final Attempts attempts = new Attempts();
   private final LongAdder messages = new LongAdder();
   private final LongAdder leases = new LongAdder();
@@ -180,7 +180,7 @@ public final class DriverSide implements DriverPlugin {
     return messages.sum();
   }
 
-  /** How often the bridges have asked which runs have ended: once a second each, if they hold any. */
+  /** How often the bridges have asked which runs have ended: once a second each. */
   public long leases() {
     return leases.sum();
   }

@@ -18,16 +18,16 @@ final class Lease {
   private static final String VERDICT = "spark.mizzle.verdict";
   /** Who is to say something seldom may be silent for longer. */
   private static final int LEAST_PERIODS = 3;
+  private static final long NEVER = Long.MIN_VALUE;
 
   private final LongSupplier clockMs;
   private final long limitMs;
-  private final AtomicLong renewedMs;
+  private final AtomicLong renewedMs = new AtomicLong(NEVER);
 
-  /** Begins now. */
+  /** Begins with the first answer: before the driver was asked its silence tells nothing. */
   Lease(LongSupplier clockMs, long limitMs) {
     this.clockMs = clockMs;
     this.limitMs = limitMs;
-    renewedMs = new AtomicLong(clockMs.getAsLong());
   }
 
   static long periodMs(SparkConf conf) {
@@ -53,7 +53,8 @@ final class Lease {
   }
 
   boolean isOver() {
-    return clockMs.getAsLong() - renewedMs.get() > limitMs;
+    long renewed = renewedMs.get();
+    return renewed != NEVER && clockMs.getAsLong() - renewed > limitMs;
   }
 
   /** Refuses once it is over. */

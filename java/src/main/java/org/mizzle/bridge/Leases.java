@@ -1,7 +1,6 @@
 package org.mizzle.bridge;
 
 import java.io.Closeable;
-import java.io.IOException;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.concurrent.ScheduledExecutorService;
@@ -13,7 +12,8 @@ import org.slf4j.LoggerFactory;
  * Asks the driver again and again which runs have ended, or have come to another generation, and
  * lets go of all that this executor holds of them; so the driver hears that the executor is not
  * hung. Before that it tells the driver that the bridge is there. It has the one thread that waits
- * for the driver's answers, and another that sees to it that nothing goes on when none come.
+ * for the driver's answers, another that sees to it that nothing goes on when none come, and a third
+ * that removes what ended runs have left.
  */
 final class Leases implements Closeable {
   private static final Logger LOG = LoggerFactory.getLogger(Leases.class);
@@ -32,6 +32,8 @@ final class Leases implements Closeable {
   private final ScheduledExecutorService thread = Threads.scheduler("mizzle-leases");
   /** Never waits for the driver, nor for anybody else. */
   private final ScheduledExecutorService guard = Threads.scheduler("mizzle-lease-guard");
+  private final ScheduledExecutorService cleaner = Threads.scheduler("mizzle-lease-cleaner");
+  private final LeaseAnswers answers;
   /** Whether the lease was over when it was looked at last; guarded by this. */
   private boolean wasOver;
 
@@ -39,6 +41,7 @@ final class Leases implements Closeable {
     this.bridge = bridge;
     this.folders = folders;
     this.lease = lease;
+    answers = new LeaseAnswers(bridge.runs(), folders, lease, cleaner);
   }
 
   void start(long periodMs) {
@@ -50,8 +53,11 @@ final class Leases implements Closeable {
   /** Out of turn; returns at once, {@link Hires#leasesAreFresh} is called in any case. */
   void renewNow() {
     thread.execute(() -> {
-      renew();
-      bridge.residents().hires().leasesAreFresh();
+      try {
+        renew();
+      } finally {
+        bridge.residents().hires().leasesAreFresh();
+      }
     });
   }
 
@@ -93,13 +99,12 @@ final class Leases implements Closeable {
         // In this order: whoever was frozen in between has asked before.
         long askedMs = lease.now();
         look();
-        take(bridge.driver().leases(bridge.blocks().executorId(), known));
-        lease.renewed(askedMs);
+        answers.take(bridge.driver().leases(bridge.blocks().executorId(), known), askedMs,
+            bridge.residents());
         // An answer that took so long renews nothing.
         late = lease.isOver();
       } while (late);
-    } catch (BridgeException | IOException | RuntimeException e) {
-      // Whatever it was: an exception that left this method would end the renewals for good.
+    } catch (BridgeException e) {
       LOG.warn("mizzle's bridge could not renew its leases", e);
     }
   }
@@ -123,22 +128,10 @@ final class Leases implements Closeable {
     }
   }
 
-  private void take(DriverLink.Leases leases) throws IOException {
-    // Ranks may all have moved to other executors, so that no join tells this one of it.
-    leases.newest().forEach((run, generation) -> {
-      bridge.runs().fence(run, generation);
-      bridge.residents().supersede(run, generation);
-    });
-    for (String ended : leases.ended()) {
-      bridge.runs().forget(ended);
-      bridge.residents().end(ended);
-      folders.remove(ended);
-    }
-  }
-
   @Override
   public void close() {
     thread.shutdownNow();
     guard.shutdownNow();
+    cleaner.shutdownNow();
   }
 }

@@ -46,12 +46,15 @@ final class Threads {
     }
   }
 
-  /** Again and again, whatever it throws: with the scheduler alone the first exception ends it. */
+  /**
+   * Again and again, whatever it throws, an error too, as when no thread can be made: with the
+   * scheduler alone the first one ends it.
+   */
   static Future<?> repeat(ScheduledExecutorService thread, long periodMs, Runnable task) {
     return thread.scheduleWithFixedDelay(() -> {
       try {
         task.run();
-      } catch (RuntimeException e) {
+      } catch (Throwable e) {
         LOG.error("mizzle will try again what failed", e);
       }
     }, periodMs, periodMs, TimeUnit.MILLISECONDS);

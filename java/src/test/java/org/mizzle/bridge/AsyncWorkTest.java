@@ -89,14 +89,34 @@ final class AsyncWorkTest {
     BlockingQueue<String> told = new LinkedBlockingQueue<>();
     Replacements replacements = new Replacements(executorId -> {
       told.add(executorId);
-      throw new IllegalStateException("the cluster manager does not answer");
-    });
+      if (told.size() == 1) {
+        throw new IllegalStateException("the cluster manager does not answer");
+      }
+      return told.size() > 2;
+    }, 1);
     Deadline deadline = Deadline.afterMs(TimeUnit.SECONDS.toMillis(FakeResident.SOON_S));
-    while (told.size() < 2 && !deadline.hasPassed()) {
+    while (told.size() < 3 && !deadline.hasPassed()) {
       replacements.ask("7");
       deadline.pause(1_000_000);
     }
-    check(told.size() >= 2, "it is asked again");
+    check(told.size() == 3, "it is asked again");
+    check(replacements.isAsked("7"), "what it took is");
+  }
+
+  void whomSparkDoesNotReplaceIsNotHiddenNorAskedForAllTheTime() {
+    AtomicInteger told = new AtomicInteger();
+    Replacements replacements = new Replacements(executorId -> {
+      told.incrementAndGet();
+      return false;
+    }, 3_600_000);
+    replacements.ask("7");
+    Deadline deadline = Deadline.afterMs(TimeUnit.SECONDS.toMillis(FakeResident.SOON_S));
+    while ((told.get() == 0 || replacements.isAsked("7")) && !deadline.hasPassed()) {
+      deadline.pause(1_000_000);
+    }
+    check(!replacements.isAsked("7"), "ranks may have it");
+    replacements.ask("7");
+    check(!replacements.isAsked("7"), "not so soon");
   }
 
   void aWorkerForWhomThereIsNoThreadIsSentAway() throws Exception {

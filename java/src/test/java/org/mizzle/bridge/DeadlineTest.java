@@ -53,10 +53,12 @@ final class DeadlineTest {
     CountDownLatch enough = new CountDownLatch(3);
     Threads.repeat(thread, 1, () -> {
       enough.countDown();
-      times.incrementAndGet();
+      if (times.incrementAndGet() == 1) {
+        throw new OutOfMemoryError("unable to create native thread");
+      }
       throw new IllegalStateException("again");
     });
-    check(enough.await(FakeResident.SOON_S, TimeUnit.SECONDS), "an exception ends nothing");
+    check(enough.await(FakeResident.SOON_S, TimeUnit.SECONDS), "nothing that it throws ends it");
     thread.shutdownNow();
   }
 }

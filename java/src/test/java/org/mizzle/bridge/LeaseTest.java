@@ -20,6 +20,10 @@ final class LeaseTest {
   private final Object holder = new Object();
   private final List<String> heard = new ArrayList<>();
 
+  LeaseTest() {
+    lease.renewed(now);
+  }
+
   private Member member(int generation) throws BridgeException {
     Arena arena = runs.claim(RUN, 0, holder);
     Shelf shelf = new Shelf(null, new Removals((name, buffer) -> true, timer));
@@ -49,6 +53,14 @@ final class LeaseTest {
     check(lease.isOver(), "now");
     lease.renewed(now);
     check(!lease.isOver(), "the driver is there");
+  }
+
+  void itBeginsWithTheFirstAnswer() {
+    Lease unasked = new Lease(() -> now, 10_000);
+    now += 60_000;
+    check(!unasked.isOver(), "nothing was asked yet");
+    unasked.renewed(now - 12_000);
+    check(unasked.isOver(), "the answer tells of twelve seconds ago");
   }
 
   void anAnswerRenewsItFromItsQuestionOn() {
