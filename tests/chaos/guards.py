@@ -96,7 +96,7 @@ PYTHON = [
     ),
     Guard(
         "states of the boundary are not overwritten", "spark/boundary.py",
-        'return f"{name}1" if first in self._kept', 'return f"{name}1" if not first',
+        "if one != self._pinned and not self._holds_boundary(one))", "if one != self._pinned)",
         f"{_BOUNDARY}::test_a_boundary_is_not_overwritten_before_the_next_one_counts", quick=True,
     ),
     Guard(
@@ -198,8 +198,8 @@ JAVA = [
     ),
     Guard(
         "the verdict over who is silent", "Pulse",
-        "if (now - last > limitMs) {", "if (now - last > Long.MAX_VALUE / 2) {",
-        "PulseTest.whoIsExpectedAndNotHeardOfIsSilent",
+        "if (now - Math.max(last, judgedSinceMs) > limitMs) {", "if (now - last > Long.MAX_VALUE / 2) {",
+        "PulseTest.whoHasReportedAndIsNotHeardOfIsSilent",
     ),
     Guard(
         "a superfluous attempt does not win", "GroupAttempt",

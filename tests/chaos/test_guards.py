@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from chaos.guards import JAVA, PYTHON, Guard
-from javas import MAIN, ROOT, compile_all, compile_java, run_java
+from javas import MAIN, ROOT, TESTS, compile_all, compile_java, run_java
 
 FAILED = 1
 """Exit code of pytest: tests were run, and one failed. An error in a copy that cannot be imported is another."""
@@ -107,6 +107,19 @@ def test_without_any_guard_a_test_fails(tmp_path: Path) -> None:
 @pytest.mark.timeout(900)
 def test_without_any_guard_of_the_bridge_a_test_fails(tmp_path: Path) -> None:
     check_java(tmp_path, JAVA)
+
+
+@pytest.mark.parametrize("guard", [*PYTHON, *JAVA], ids=lambda guard: f"{Path(guard.source).stem}: {guard.what}")
+def test_a_guard_is_still_there_and_so_is_its_test(guard: Guard, tmp_path: Path) -> None:
+    source = ROOT / "src" / "mizzle" / guard.source if guard in PYTHON else next(MAIN.rglob(f"{guard.source}.java"))
+    guard.switch_off(Path(shutil.copy(source, tmp_path)))
+    if guard in PYTHON:
+        file, _, name = guard.test.partition("::")
+        head, written = f"def {name.partition('[')[0]}(", (ROOT / file).read_text()
+    else:
+        file, _, name = guard.test.partition(".")
+        head, written = f"void {name}()", next(TESTS.rglob(f"{file}.java")).read_text()
+    assert head in written, f"{guard.test} is gone: say anew what sees that {guard.what!r} is switched off"
 
 
 def test_a_guard_whose_line_has_changed_is_named(tmp_path: Path) -> None:

@@ -20,16 +20,26 @@ _PERIOD_S = 2.0
 
 
 def outlive(bridge: BridgeClient) -> None:
-    """Return when the bridge has ended, or has answered nothing for as long as its lease.
+    """Return when the bridge has ended, or has answered nothing for as long as its lease, 3 s later at most.
 
     Args:
         bridge: a connection that others may use meanwhile; questions go by another one.
     """
     with suppress(MizzleError):
         limit_s = lease_s(os.environ.get("SPARK_LOCAL_DIRS"))
-        with BridgeClient.connect(Deadline.after(limit_s)) as other:
+        with _connected(bridge, Deadline.after(limit_s)) as other:
             while not _hung_up(bridge, _PERIOD_S):
                 other.counters(timeout_s=limit_s)
+
+
+def _connected(bridge: BridgeClient, deadline: Deadline) -> BridgeClient:
+    """Another connection: a bridge that has no thread for it closes it, and may have one a little later."""
+    while True:
+        try:
+            return BridgeClient.connect(deadline)
+        except MizzleError:
+            if deadline.passed or _hung_up(bridge, min(_PERIOD_S, deadline.remaining_s())):
+                raise
 
 
 def _hung_up(bridge: BridgeClient, seconds: float) -> bool:

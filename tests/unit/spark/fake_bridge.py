@@ -23,6 +23,7 @@ class FakeBridge:
         self.path = str(directory / "s")
         (directory / CARD).write_text(f"{self.path}\n{'00' * 32}\n{int(lease_s * 1000)}\n")
         self.hangs = False
+        self.closes = 0
         self.told = 0
         self.serving: list[int] = []
         self._listener = socket.socket(socket.AF_UNIX)
@@ -37,6 +38,10 @@ class FakeBridge:
                 session, _ = self._listener.accept()
             except OSError:
                 return
+            if self.closes:  # as one that has no thread for it
+                self.closes -= 1
+                session.close()
+                continue
             self._sessions.append(session)
             threading.Thread(target=self._answer, args=(session,), daemon=True).start()
 

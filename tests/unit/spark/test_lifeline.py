@@ -27,8 +27,9 @@ def bridge(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeBrid
     made.close()
 
 
-def outliving(bridge: FakeBridge) -> tuple[threading.Thread, BridgeClient]:
+def outliving(bridge: FakeBridge, closes: int = 0) -> tuple[threading.Thread, BridgeClient]:
     client = BridgeClient(bridge.path, bytes(32), Deadline.after(SOON_S))
+    bridge.closes = closes
     thread = threading.Thread(target=lifeline.outlive, args=(client,), daemon=True)
     thread.start()
     while bridge.told < 3:
@@ -51,6 +52,22 @@ def test_a_bridge_that_ends_is_followed_at_once(bridge: FakeBridge) -> None:
     bridge.close()
     thread.join(SOON_S)
     assert not thread.is_alive()
+    client.close()
+
+
+def test_a_bridge_that_has_no_thread_for_another_connection_is_asked_again(bridge: FakeBridge) -> None:
+    thread, client = outliving(bridge, closes=2)
+    bridge.close()
+    thread.join(SOON_S)
+    assert not thread.is_alive()
+    client.close()
+
+
+def test_a_bridge_that_never_has_one_is_outlived_by_its_lease(bridge: FakeBridge) -> None:
+    client = BridgeClient(bridge.path, bytes(32), Deadline.after(SOON_S))
+    bridge.closes, begun = 1_000_000, time.monotonic()
+    lifeline.outlive(client)
+    assert LEASE_S <= time.monotonic() - begun < LEASE_S + 2
     client.close()
 
 

@@ -42,7 +42,7 @@ public final class DriverSide implements DriverPlugin {
   private final Attempts attempts = new Attempts();
   private final LongAdder messages = new LongAdder();
   private final LongAdder leases = new LongAdder();
-  /** Looks who is silent, so that {@link Pulse} knows its own pauses. */
+  /** Looks who is silent, and has them replaced; so {@link Pulse} knows its own pauses. */
   private final ScheduledExecutorService watch = Threads.scheduler("mizzle-watch");
   private final Exposure exposure = new Exposure();
 
@@ -54,9 +54,8 @@ public final class DriverSide implements DriverPlugin {
   @Override
   public Map<String, String> init(SparkContext context, PluginContext plugin) {
     this.context = context;
-    long verdictMs = Lease.verdictMs(context.conf());
-    roster = new Roster(new Pulse(DriverSide::nowMs, verdictMs));
-    Threads.repeat(watch, LOOK_PERIOD_MS, roster::hung);
+    roster = new Roster(new Pulse(DriverSide::nowMs, Lease.verdictMs(context.conf())));
+    Threads.repeat(watch, LOOK_PERIOD_MS, () -> roster.hungDuringRuns().forEach(this::replace));
     current = this;
     context.addSparkListener(listener());
     return Map.of();
@@ -148,15 +147,16 @@ public final class DriverSide implements DriverPlugin {
     return roster;
   }
 
+  Replacements replacements() {
+    return replacements;
+  }
+
   /** Has Spark end an executor that hangs or cannot be reached, and start another one in its place; returns at once. */
   public void replace(String executorId) {
     replacements.ask(executorId);
   }
 
-  /**
-   * One line a living executor whose bridge has reported, is not silent, and was neither told to
-   * leave nor is being replaced: "executor id TAB description".
-   */
+  /** "Executor id TAB description" of each living executor that is not silent, told to leave, or being replaced. */
   public String[] bridges() {
     return roster.lines(this::isLeaving);
   }

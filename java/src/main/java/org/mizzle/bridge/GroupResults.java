@@ -14,11 +14,10 @@ final class GroupResults implements AutoCloseable {
   private final byte[][] results;
   private final ScheduledExecutorService timer;
   private final long failingMs;
-  /** Called once at most; does not block. */
+  /** Cancels what Spark knows of by now; does not block. */
   private final Runnable cancelRest;
   /** The cancelling that is to come, or has come. */
   private Future<?> cancelling;
-  private boolean isCancelled;
   private boolean isClosed;
 
   GroupResults(int count, ScheduledExecutorService timer, long failingMs, Runnable cancelRest) {
@@ -40,12 +39,10 @@ final class GroupResults implements AutoCloseable {
     }
   }
 
-  /** Who has said nothing yet will not: the rest is cancelled. */
+  /** Who has said nothing yet will not: the rest is cancelled, again each time, for it may begin only now. */
   synchronized void giveUp() {
-    if (!isCancelled && !isClosed) {
+    if (!isClosed) {
       cancelRest.run();
-      // Not before: what threw is tried again.
-      isCancelled = true;
     }
   }
 

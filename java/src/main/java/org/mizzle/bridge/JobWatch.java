@@ -3,7 +3,9 @@ package org.mizzle.bridge;
 import java.util.List;
 import java.util.Set;
 import java.util.TreeSet;
+import java.util.concurrent.CompletableFuture;
 import java.util.concurrent.Future;
+import java.util.function.Supplier;
 import org.apache.spark.SparkContext;
 
 /**
@@ -12,52 +14,64 @@ import org.apache.spark.SparkContext;
  * Called by mizzle's Python driver through py4j; {@link GroupJobs} looks after groups itself.
  */
 public final class JobWatch implements AutoCloseable {
-  /** Cancels the jobs; does not block. */
+  /** Cancels those jobs that Spark knows of by now; does not block. */
   interface Canceller {
     void cancel();
   }
 
   private final Roster roster;
   private final List<String> needed;
+  private final Supplier<Set<String>> replaced;
+  /** Where tasks may be anywhere: Spark offered those none any more when the jobs began. */
+  private final Set<String> replacedBefore;
   private final Canceller jobs;
-  /** Those for which jobs were cancelled; guarded by this. */
+  /** Those for which jobs were cancelled; guarded by this, as is the next. */
   private final Set<String> lost = new TreeSet<>();
-  private Future<?> looking;
+  private boolean isClosed;
+  private Future<?> looking = CompletableFuture.completedFuture(null);
 
-  JobWatch(Roster roster, List<String> needed, Canceller jobs) {
+  /** {@code replaced}: the executors that are being replaced. */
+  JobWatch(Roster roster, List<String> needed, Supplier<Set<String>> replaced, Canceller jobs) {
     this.roster = roster;
     this.needed = List.copyOf(needed);
+    this.replaced = replaced;
+    replacedBefore = needed.isEmpty() ? replaced.get() : Set.of();
     this.jobs = jobs;
   }
 
   /**
    * From now on the jobs with that tag are cancelled when one of these executors hangs or is gone;
-   * empty: when any executor hangs, for tasks may be anywhere. Spark starts tasks of one that is
-   * gone elsewhere by itself.
+   * empty: when any executor hangs that is not being replaced already, for tasks may be anywhere.
+   * Spark starts tasks of one that is gone elsewhere by itself.
    */
   public static JobWatch begin(SparkContext context, String tag, List<String> executorIds) {
     DriverSide driver = DriverSide.current();
-    JobWatch watch = new JobWatch(driver.roster(), executorIds,
+    JobWatch watch = new JobWatch(driver.roster(), executorIds, driver.replacements()::asked,
         () -> context.cancelJobsWithTag(tag, GroupJobs.REASON));
     watch.looking = Threads.repeat(
         GroupJobs.TIMER, GroupJobs.WATCH_MS, () -> watch.look().forEach(driver::replace));
     return watch;
   }
 
-  /** The executors that hang and had not before. */
+  /** The executors that hang. */
   synchronized Set<String> look() {
     Set<String> hung = roster.hung();
-    if (!needed.isEmpty()) {
+    if (needed.isEmpty()) {
+      // One that Spark did not take after all gets tasks again.
+      Set<String> leaving = new TreeSet<>(replacedBefore);
+      leaving.retainAll(replaced.get());
+      hung.removeAll(leaving);
+    } else {
       hung.retainAll(needed);
     }
-    hung.removeAll(lost);
-    Set<String> gone = roster.gone(needed);
-    gone.removeAll(lost);
-    if (!hung.isEmpty() || !gone.isEmpty()) {
+    Set<String> found = roster.gone(needed);
+    found.addAll(hung);
+    found.addAll(lost);
+    if (!found.isEmpty() && !isClosed) {
+      // At every look: a job may begin between two.
       jobs.cancel();
+      lost.addAll(found);
     }
-    lost.addAll(hung);
-    lost.addAll(gone);
     return hung;
   }
 
@@ -66,8 +80,10 @@ public final class JobWatch implements AutoCloseable {
     return lost.toArray(String[]::new);
   }
 
+  /** After this nothing is cancelled: the next jobs have the same tag. */
   @Override
-  public void close() {
+  public synchronized void close() {
+    isClosed = true;
     looking.cancel(false);
   }
 }

@@ -7,7 +7,10 @@ import org.apache.spark.SparkConf;
 /**
  * Until when this bridge may take part in runs: the driver may believe it dead once nothing was
  * heard of it for long, and have others go on in its place (a lease, after Gray and Cheriton, SOSP
- * 1989). Pure: time comes from outside; any thread may call.
+ * 1989). It saves work and memory; safety comes from the generations, not from it: the driver's
+ * verdict comes a little earlier, a Python process ends a lease and 3 s after the last answer at the
+ * latest, and whoever is late is refused as of an older generation. Pure: time comes from outside;
+ * any thread may call.
  */
 final class Lease {
   /** How often a bridge renews it; tests have it do so more often. */

@@ -94,6 +94,12 @@ final class Roster {
     return hung;
   }
 
+  /** The same while any run goes on, whether it has ranks there or has moved them away; else none. */
+  synchronized Set<String> hungDuringRuns() {
+    Set<String> hung = hung();
+    return generations.isEmpty() ? Set.of() : hung;
+  }
+
   /** Of these executors, those that Spark has removed. */
   synchronized Set<String> gone(Collection<String> executorIds) {
     Set<String> gone = new TreeSet<>(executorIds);

@@ -3,6 +3,7 @@ package org.mizzle.bridge;
 import static org.mizzle.bridge.RunTests.equal;
 
 import java.util.List;
+import java.util.Set;
 import org.apache.spark.Success$;
 import org.apache.spark.scheduler.SparkListenerExecutorRemoved;
 import org.apache.spark.scheduler.SparkListenerTaskEnd;
@@ -86,6 +87,20 @@ final class DriverSideTest {
     ends(7, 3, 0);
     equal(0, superfluous("r", 0, 8));
     equal(0, superfluous("r", 0, 9));
+  }
+
+  void whoHangsIsReplacedWhileARunGoesOnWhereverItsRanksAre() {
+    long[] now = {50_000};
+    Roster roster = new Roster(new Pulse(() -> now[0], 0));
+    roster.hello("1", "");
+    roster.hello("2", "");
+    now[0]++;
+    roster.heard("2");
+    equal(Set.of(), roster.hungDuringRuns());
+    roster.expect("r", 1, List.of("2"));
+    equal(Set.of("1"), roster.hungDuringRuns());
+    roster.end("r");
+    equal(Set.of(), roster.hungDuringRuns());
   }
 
   void leasesAreCountedApart() {

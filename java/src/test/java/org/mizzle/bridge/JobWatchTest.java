@@ -4,14 +4,16 @@ import static org.mizzle.bridge.RunTests.equal;
 
 import java.util.List;
 import java.util.Set;
+import java.util.TreeSet;
 
 final class JobWatchTest {
   private long now = 50_000;
   private final Roster roster = new Roster(new Pulse(() -> now, 10_000));
+  private final Set<String> replaced = new TreeSet<>();
   private int cancelled;
 
   private JobWatch watch(String... needed) {
-    return new JobWatch(roster, List.of(needed), () -> cancelled++);
+    return new JobWatch(roster, List.of(needed), () -> Set.copyOf(replaced), () -> cancelled++);
   }
 
   private void hello(String... executorIds) {
@@ -39,9 +41,44 @@ final class JobWatchTest {
     pass(1, "1");
     equal(Set.of("2"), watch.look());
     equal(1, cancelled);
-    equal(Set.of(), watch.look());
-    equal(1, cancelled);
     equal(List.of("2"), List.of(watch.lost()));
+  }
+
+  void aJobThatBeginsLaterEndsToo() {
+    hello("1");
+    JobWatch watch = watch("1");
+    pass(10_001);
+    watch.look();
+    roster.heard("1");
+    equal(Set.of(), watch.look());
+    equal(2, cancelled);
+    equal(List.of("1"), List.of(watch.lost()));
+  }
+
+  void afterItsEndNothingIsCancelled() {
+    hello("1");
+    JobWatch watch = watch("1");
+    pass(10_001);
+    watch.close();
+    watch.look();
+    equal(0, cancelled);
+  }
+
+  void whereTasksMayBeAnywhereOneThatIsBeingReplacedGetsNoneOfThem() {
+    hello("1", "2");
+    pass(10_001, "2");
+    replaced.add("1");
+    JobWatch watch = watch();
+    equal(Set.of(), watch.look());
+    equal(0, cancelled);
+    pass(10_001);
+    replaced.add("2");
+    equal(Set.of("2"), watch.look());
+    equal(1, cancelled);
+    replaced.remove("1");
+    equal(Set.of("1", "2"), watch.look());
+    replaced.add("1");
+    equal(1, watch("1").look().size());
   }
 
   void jobsEndWhenAnExecutorTheyNeedIsGone() {
@@ -65,13 +102,13 @@ final class JobWatchTest {
     equal(1, cancelled);
     hello("3");
     pass(10_001);
-    equal(Set.of("3"), watch.look());
+    equal(Set.of("2", "3"), watch.look());
     equal(2, cancelled);
   }
 
   void whatCouldNotBeCancelledIsTriedAgain() {
     hello("1");
-    JobWatch watch = new JobWatch(roster, List.of("1"), () -> {
+    JobWatch watch = new JobWatch(roster, List.of("1"), Set::of, () -> {
       cancelled++;
       throw new IllegalStateException("the scheduler is busy");
     });

@@ -9,12 +9,15 @@ import java.io.IOException;
 import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.ArrayDeque;
+import java.util.ArrayList;
+import java.util.List;
 import java.util.Map;
 import java.util.Queue;
 import java.util.Set;
 import java.util.TreeSet;
 import java.util.concurrent.Executor;
 import java.util.concurrent.RejectedExecutionException;
+import java.util.concurrent.ScheduledExecutorService;
 
 final class LeaseAnswersTest {
   private static final String FIRST = "0".repeat(32);
@@ -22,9 +25,10 @@ final class LeaseAnswersTest {
   private long now = 50_000;
   private final Lease lease = new Lease(() -> now, 10_000);
   private final Runs runs = new Runs(new Counters(), lease);
+  private final ScheduledExecutorService timer = Threads.scheduler("timer");
   private final Residents residents =
-      new Residents(Threads.scheduler("timer"), 3_600_000, 3_600_000, () -> { });
-  private final Path directory = Files.createTempDirectory("shards");
+      new Residents(timer, 3_600_000, 3_600_000, () -> { });
+  private final Path directory = passing(Files.createTempDirectory("shards"));
   private final Queue<Runnable> later = new ArrayDeque<>();
 
   LeaseAnswersTest() throws IOException {
@@ -33,9 +37,15 @@ final class LeaseAnswersTest {
   }
 
   private Path folder(String run) throws IOException {
-    Path made = Files.createDirectories(directory.resolve("mizzle-" + run));
-    Files.writeString(made.resolve("shard"), "rows");
+    Path made = passing(Files.createDirectory(directory.resolve("mizzle-" + run)));
+    passing(Files.writeString(made.resolve("shard"), "rows"));
     return made;
+  }
+
+  /** Gone when the tests are over. */
+  private static Path passing(Path path) {
+    path.toFile().deleteOnExit();
+    return path;
   }
 
   private LeaseAnswers answers(Executor cleaner) {
@@ -49,8 +59,8 @@ final class LeaseAnswersTest {
   }
 
   void whatCannotBeRemovedEndsNoLeaseAndKeepsNoOtherFromIt() throws IOException {
-    Path stuck = Files.createDirectories(folder(FIRST).resolve("directory"));
-    Files.writeString(stuck.resolve("file"), "");
+    Path stuck = passing(Files.createDirectory(folder(FIRST).resolve("directory")));
+    passing(Files.writeString(stuck.resolve("file"), ""));
     Path other = folder(SECOND);
     take(answers(Runnable::run), FIRST, SECOND);
     check(!lease.isOver(), "it is renewed");
@@ -87,7 +97,24 @@ final class LeaseAnswersTest {
   }
 
   void theFencesAreRaisedBeforeItIsRenewed() throws BridgeException {
+    lease.renewed(now);
+    Shelf shelf = new Shelf(null, new Removals((name, buffer) -> true, timer));
+    Member member = new Member(
+        new Group("r", 3, 1), 2, 7, runs.claim("r", 0, this), shelf, timer);
+    runs.register(member);
+    List<Boolean> wasOver = new ArrayList<>();
+    member.turns.await(1, new Turns.Waiter() {
+      @Override
+      public void ready() { }
+
+      @Override
+      public void failed(BridgeException error) {
+        wasOver.add(lease.isOver());
+      }
+    });
+    now += 10_001;
     take(answers(later::add));
+    equal(List.of(true), wasOver);
     fails(BridgeException.class, () -> runs.check("r", 3));
     runs.check("r", 4);
   }
