@@ -219,7 +219,7 @@ class _Fit:
             order = SaveOrder(origin.iteration, *wanted, saving.timeout_s)
             told = self._runner.order("the last checkpoint", order, origin.iteration).results
             saving.take([Told.unpack(one) for one in told], self._runner.generation)
-        saving.wait()
+        saving.await_commit()
 
     def _finish(self) -> Fitted:
         plan, history = self._plan, self._history

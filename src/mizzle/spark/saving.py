@@ -202,12 +202,12 @@ class Saving:
             origin: the training's last boundary.
             generation: of the ranks.
         """
-        self.wait()
+        self.await_commit()
         if self._save is None and origin.iteration > max(0, self._newest):
             self._begin(origin, generation)
         return None if self._save is None else (self._save.wanted, self._save.origin.iteration)
 
-    def wait(self) -> None:
+    def await_commit(self) -> None:
         """Until what is being committed is there, or has taken too long."""
         self._look(timeout_s=self._config.timeout_s)
 
@@ -246,7 +246,7 @@ class Saving:
 
     def abandon(self) -> None:
         """The training goes back: what is being written is not committed."""
-        self.wait()
+        self.await_commit()
         if self._save is not None:
             self._give_up(self._save, "the training went back")
 

@@ -71,7 +71,7 @@ def save(one: Saving, iteration: int, **origin: Any) -> str:
     wanted = one.due(Origin(iteration, **origin), 0)
     assert wanted is not None
     one.take(written(one.store, wanted, iteration), generation=0)
-    one.wait()
+    one.await_commit()
     return wanted.name
 
 
@@ -84,7 +84,7 @@ def test_a_checkpoint_counts_when_all_ranks_have_written(tmp_path: Path) -> None
     assert one.due(Origin(7), 0) is None
     assert one.newest() is None
     one.take(told, generation=0)
-    one.wait()
+    one.await_commit()
     assert [(record.iteration, record.fault) for record in one.records] == [(5, "")]
     assert one.store.newest_valid() is not None
 
