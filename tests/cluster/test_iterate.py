@@ -139,7 +139,7 @@ def many_bytes(ctx: StepContext, _batch: object) -> Any:
 
 
 def test_a_large_value_comes_in_pieces_and_jobs(spark_local: SparkSession, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("mizzle.spark.runner._PIECE_BYTES", 1000)
+    monkeypatch.setattr("mizzle.spark.fetching._PIECE_BYTES", 1000)
     result = run_add_up(spark_local, iterations=2, finish=many_bytes)
     assert [value.tolist() for value in result.values] == [list(range(3000)), list(range(6000))]
 
