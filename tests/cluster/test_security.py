@@ -8,6 +8,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -170,26 +171,34 @@ def command_lines() -> list[Path]:
 
 
 LEFT_BEHIND = 100
+IN_A_NETWORK_OF_ITS_OWN = ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh"]
+
+
+@pytest.fixture
+def short_home() -> Iterator[Path]:
+    """Paths of Unix sockets have 107 bytes at most, and Spark adds some sixty."""
+    with tempfile.TemporaryDirectory(prefix="mizzle-") as home:
+        yield Path(home)
 
 
 @pytest.mark.skipif(
     os.geteuid() != 0 or not (shutil.which("ip") and shutil.which("unshare")),
     reason="a network of one's own, which nobody can reach, needs root, ip and unshare",
 )
-def test_an_open_application_is_warned_of_once_and_refused_where_security_is_required(tmp_path: Path) -> None:
+def test_an_open_application_is_warned_of_once_and_refused_where_security_is_required(short_home: Path) -> None:
     """And it starts among the sockets of a hundred bridges that were killed."""
     for number in range(LEFT_BEHIND):
-        dead = tmp_path / "tmp" / f"mizzle-{number}"
+        dead = short_home / "tmp" / f"mizzle-{number}"
         dead.mkdir(mode=0o700, parents=True)
         with socket.socket(socket.AF_UNIX) as gone:
             gone.bind(str(dead / "s"))
     script = str(TESTS / "cluster" / "on_open_network.py")
     child = subprocess.run(
-        ["unshare", "--net", "sh", "-c", 'ip link set lo up && exec "$@"', "sh", sys.executable, script, str(tmp_path)],
+        [*IN_A_NETWORK_OF_ITS_OWN, sys.executable, script, str(short_home)],
         env=environment_of_children(), capture_output=True, text=True, timeout=300, check=False,
     )  # fmt: skip
     assert child.returncode == 0, child.stderr[-4000:]
-    found = json.loads((tmp_path / "found.json").read_text())
+    found = json.loads((short_home / "found.json").read_text())
     assert found["sums"] == [[6.0, 6.0]] * 2
     (warning,) = [line for line in child.stderr.splitlines() if "NOT SECURE" in line]
     for line in ("listen on 0", "spark.authenticate true", *ENCRYPT):
