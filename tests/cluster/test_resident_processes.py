@@ -41,7 +41,7 @@ def test_processes_outlive_the_tasks_that_started_them_and_do_every_group(seen: 
 def test_a_killed_process_ends_the_group_at_once_and_says_so(seen: dict[str, Any]) -> None:
     died, missing = seen["resident killed"]
     assert (died["status"], died["rank"], missing["status"]) == ("DIED", 0, "MISSING")
-    assert f"process {seen['settled'][0]['pid']} of this executor ended" in died["text"]
+    assert f"process {seen['settled'][0]['pid']} ended" in died["text"]
     assert outcomes(seen["after resident"]) == BOTH
 
 

@@ -20,7 +20,7 @@ from mizzle.training.shards import ShardWriter
 from mizzle.training.spec import TrainingSpec
 from unit.training.runs import Mlp
 
-FEATURES, ROWS = 13, 6
+FEATURES, ROWS = 1013, 6
 """No other test has a model of that width."""
 
 
