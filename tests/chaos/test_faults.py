@@ -40,13 +40,15 @@ SHORT: dict[str, Scene] = {
     "executor stopped in reduce": {
         "layout": FEWER, "faults": [fault("reduce", 8, "stop_executor")],
     },
-    "executor stopped while ranks take their places": {
-        "layout": FEWER, "faults": [fault("settle", 1, "stop_executor")],
-    },
     "executor killed before the model was fetched": {"layout": FEWER, "at_fetch": True},
     "two executors killed, one behind the other": {
         # The second one when there are copies again, of a later boundary: before, it would take both of a state.
         "layout": FEWER, "faults": [fault("reduce", 14, "kill_executor"), fault("keep", 7, "kill_executor")],
+    },
+}  # fmt: skip
+SETTLING: dict[str, Scene] = {
+    "executor stopped while ranks take their places": {
+        "layout": FEWER, "faults": [fault("settle", 1, "stop_executor")],
     },
 }  # fmt: skip
 GIL: dict[str, Scene] = {
@@ -98,17 +100,15 @@ EVERY_PHASE = phase_scenes()
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What came of every scene of the default run."""
-    scenes = NOTHING | ELASTIC | SHORT | GIL | USER | ITERATED
+    scenes = NOTHING | ELASTIC | SHORT | USER | ITERATED
     return play(tmp_path_factory.mktemp("chaos"), scenes, 900, master=MASTER)
 
 
 @pytest.fixture(scope="module")
 def phases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What came of a fault in each phase."""
-    return play(
-        tmp_path_factory.mktemp("phases"), {"nothing": {"layout": RANKS}} | EVERY_PHASE,
-        1700,
-    )  # fmt: skip
+    """What came of a fault in each phase, and of other scenes that take long."""
+    scenes = {"nothing": {"layout": RANKS}} | GIL | SETTLING | EVERY_PHASE
+    return play(tmp_path_factory.mktemp("phases"), scenes, 1700)
 
 
 def strikes(scene: Scene) -> int:
@@ -121,7 +121,7 @@ def strikes(scene: Scene) -> int:
 @pytest.mark.parametrize("scene", NOTHING | SHORT)
 def test_the_result_is_that_of_a_run_without_a_fault(found: dict[str, Any], scene: str) -> None:
     assert_kept(found[scene], found["nothing"], strikes=strikes((NOTHING | SHORT)[scene]))
-    assert found[scene]["sizes"][0] == (4 if scene == "nothing" else 3) or "take their places" in scene
+    assert found[scene]["sizes"][0] == (4 if scene == "nothing" else 3)
 
 
 @pytest.mark.parametrize("scene", [scene for scene, how in SHORT.items() if how["layout"] in (FEWER, FEWER_BLOCKS)])
@@ -140,10 +140,12 @@ def test_a_fault_of_the_users_code_is_not_tried_again(found: dict[str, Any], sce
     assert_ended(found[scene], "TaskFailed: rank ", strikes=1)
 
 
+@pytest.mark.chaos
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("scene", GIL)
-def test_a_rank_that_is_only_slow_is_no_fault(found: dict[str, Any], scene: str) -> None:
-    assert_kept(found[scene], found["nothing"], strikes=1)
-    assert found[scene]["faults"] == []
+def test_a_rank_that_is_only_slow_is_no_fault(phases: dict[str, Any], scene: str) -> None:
+    assert_kept(phases[scene], phases["nothing"], strikes=1)
+    assert phases[scene]["faults"] == []
 
 
 def test_an_iterated_computation_goes_on_with_every_ranks_state(found: dict[str, Any]) -> None:
@@ -157,6 +159,6 @@ def test_an_iterated_computation_goes_on_with_every_ranks_state(found: dict[str,
 
 @pytest.mark.chaos
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("scene", EVERY_PHASE)
-def test_an_executor_may_die_in_any_phase(phases: dict[str, Any], scene: str) -> None:
-    assert_kept(phases[scene], phases["nothing"], strikes=strikes(EVERY_PHASE[scene]))
+@pytest.mark.parametrize("scene", SETTLING | EVERY_PHASE)
+def test_an_executor_may_die_or_hang_in_any_phase(phases: dict[str, Any], scene: str) -> None:
+    assert_kept(phases[scene], phases["nothing"], strikes=strikes((SETTLING | EVERY_PHASE)[scene]))
