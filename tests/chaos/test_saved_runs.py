@@ -28,11 +28,11 @@ def processes_of(home: Path) -> list[str]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and int(entry.name) != os.getpid():
             try:
-                told = (entry / "cmdline").read_bytes() + (entry / "environ").read_bytes()
+                command, settings = (entry / "cmdline").read_bytes(), (entry / "environ").read_bytes()
             except OSError:
-                continue
-            if str(home).encode() in told:
-                found.append((entry / "cmdline").read_bytes().replace(b"\0", b" ").decode())
+                continue  # it has ended
+            if str(home).encode() in command + settings:
+                found.append(command.replace(b"\0", b" ").decode())
     return found
 
 
