@@ -171,8 +171,9 @@ class _Fit:
         stopping = None if plan.stop is None else StoppingState.of(plan.stop, origin.stopping)
 
         def order_of(group: Group) -> TrainOrder:
-            here = self._origin(group.first, origin, stopping)
-            due = None if saving is None else saving.due(here, self._runner.generation)
+            due = None
+            if saving is not None:
+                due = saving.due(self._origin(group.first, origin, stopping), self._runner.generation)
             return TrainOrder(group, tuple(schedule.ahead(group.size)), plan.validates(group), due)
 
         if not (stopping and stopping.is_over):
