@@ -7,6 +7,7 @@ import os
 import random
 import signal
 import statistics
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -17,6 +18,7 @@ from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
+from pyspark import cloudpickle
 from pyspark.sql import DataFrame, SparkSession
 
 from mizzle.blocks.deadline import Deadline
@@ -25,6 +27,9 @@ from mizzle.errors import ConfigError, MizzleError
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.trainer import Trainer, TrainingResult
 from mizzle.training.history import FaultRecord
+
+# By value, as a model of a script's is: who unpickles it need not load all that is imported here.
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
 Fault = Literal["executor_kill", "executor_kill_spare", "executor_stop", "rank_kill"]
 FAULTS = get_args(Fault)

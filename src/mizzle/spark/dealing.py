@@ -6,7 +6,7 @@ import logging
 import threading
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from pyspark import SparkContext
 
@@ -15,7 +15,7 @@ from mizzle.errors import ConfigError, Misplaced, PeerLost
 from mizzle.scheduling.seats import Seat, moves, reseat
 from mizzle.spark.data import ShardInfo, shard_dataframe
 from mizzle.spark.driver import EMBEDDED, DriverSide, num_executors, task_slots
-from mizzle.spark.hiring import start_early
+from mizzle.spark.hiring import start_residents_early
 from mizzle.spark.placement import here
 from mizzle.spark.recovery import Retries
 from mizzle.spark.runner import Staff
@@ -25,19 +25,6 @@ _log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.05
 
 WorkOf = Callable[[tuple[tuple[int, ...], ...], Mapping[str, Mapping[int, str]]], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class _Locate:
-    """Says which executor this is; where there was no rank so far, a resident begins to load what it needs."""
-
-    new: frozenset[str]
-
-    def __call__(self) -> str:
-        executor = here()
-        if executor in self.new:
-            start_early()
-        return executor
 
 
 class Dealing:
@@ -107,13 +94,15 @@ class Dealing:
         _log.info("run=%s ranks=%d executors=%s", self._run[:4], len(seats), ",".join(seat.executor for seat in seats))
         new = frozenset(seat.executor for seat in seats).difference(executors)
         wanted = {shard: seat.executor for seat in seats for shard in seat.shards}
+        if self._files and new:
+            start_residents_early(self._context, [(hosts[executor], executor) for executor in sorted(new)])
         for number, (name, files) in enumerate(self._files.items()):
             # Only the first are trained on, where their rank is; others may lie on any executor that lives.
             moving = {
                 shard: to for shard, to in wanted.items()
                 if (files[shard].executor_id != to if number == 0 else files[shard].executor_id not in hosts)
             }  # fmt: skip
-            self._move(name, moving, hosts, new if number == 0 else frozenset())
+            self._move(name, moving, hosts)
         self._seats = seats
         return self._staff()
 
@@ -137,7 +126,7 @@ class Dealing:
         """How many ranks each executor may have: all executors of an application are alike."""
         return {executor: 1 if self._one_each and executor != EMBEDDED else self._each for executor in hosts}
 
-    def _move(self, name: str, moving: Mapping[int, str], hosts: Mapping[str, str], new: frozenset[str]) -> None:
+    def _move(self, name: str, moving: Mapping[int, str], hosts: Mapping[str, str]) -> None:
         """Deal some shards again, to given executors."""
         retries = Retries(self._timeout_s)
         left = dict(moving)
@@ -147,19 +136,17 @@ class Dealing:
                 raise PeerLost(-1, f"executor {left[lost]} is gone before shard {lost} was dealt to it")
             executors = sorted(set(left.values()))
             shards = [sorted(shard for shard, to in left.items() if to == executor) for executor in executors]
-            self._deal(name, shards, [(hosts[executor], executor) for executor in executors], new)
-            new = frozenset()
+            self._deal(name, shards, [(hosts[executor], executor) for executor in executors])
             left = {shard: to for shard, to in left.items() if self._files[name][shard].executor_id != to}
             if left:
                 retries.pause_or_raise(Misplaced(f"shards {sorted(left)} were dealt to other executors than wanted"))
 
     def _deal(
-        self, name: str, shards: Sequence[Sequence[int]], locations: Sequence[tuple[str, str]] | None = None,
-        new: frozenset[str] = frozenset(),
-    ) -> None:  # fmt: skip
+        self, name: str, shards: Sequence[Sequence[int]], locations: Sequence[tuple[str, str]] | None = None
+    ) -> None:
         infos = shard_dataframe(
             self._frames[name], run=self._run, num_shards=self._num_shards, shards_of_rank=shards,
-            locate=_Locate(new), name=name, locations=locations,
+            locate=here, name=name, locations=locations,
         )  # fmt: skip
         self._files[name].update({info.shard: info for info in infos})
 

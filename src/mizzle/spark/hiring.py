@@ -9,13 +9,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pyspark import Broadcast, cloudpickle
+from pyspark import Broadcast, SparkContext, cloudpickle
 
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
@@ -23,6 +23,7 @@ from mizzle.blocks.residence import hire
 from mizzle.errors import BridgeLost
 from mizzle.spark.orders import Committed, JoinTerms, StartOrder
 from mizzle.spark.outcome import Failure, Outcome
+from mizzle.spark.placement import drain, here, placed
 
 _EARLY = "mizzle.early-"
 """How files in the executor's directory begin that stand for residents which were started early, by pid."""
@@ -105,6 +106,34 @@ def _memory(content: bytes) -> Iterator[str]:
         yield f"/proc/{os.getpid()}/fd/{file}"
     finally:
         os.close(file)
+
+
+@dataclass(frozen=True, slots=True)
+class _StartEarly:
+    """A task that starts a resident, if it is where it should be."""
+
+    executors: frozenset[str]
+
+    def __call__(self, numbers: Iterable[int]) -> Iterator[int]:
+        drain(numbers)
+        if here() in self.executors:
+            start_early()
+        return iter(())
+
+
+def start_residents_early(context: SparkContext, locations: Sequence[tuple[str, str]]) -> None:
+    """Where there was no rank so far, residents begin to load torch while rows are dealt; see `claim_early`.
+
+    The job is not waited for, and the dealing that comes behind it is not held up: while the only slot of an executor
+    that has just begun is taken, the others read the rows. Should it fail, residents are started later, as ever.
+
+    Args:
+        context: the driver's Spark context.
+        locations: Spark's names of hosts and executors.
+    """
+    work = _StartEarly(frozenset(executor for _, executor in locations))
+    tasks: Any = placed(context, locations).mapPartitions(work)._jrdd  # noqa: SLF001 - PySpark has no asynchronous job
+    tasks.countAsync()
 
 
 def start_early() -> None:

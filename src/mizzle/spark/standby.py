@@ -15,6 +15,8 @@ from functools import partial
 
 import torch._dynamo  # noqa: F401 - any torch optimizer loads it, for a second
 
+import mizzle.spark.train_task  # noqa: F401 - what most runs have their ranks do
+
 _FAREWELL = b"."
 _LEAST_LIFE_S = 1.0
 """Who was killed sooner is not followed: what kills at once would kill for ever."""
