@@ -22,10 +22,11 @@ from pyspark.sql import SparkSession
 
 import mizzle
 from chaos.control_groups import release
-from chaos.faults import GROUP_NAME, Busy, Fault, Faulty, bits, struck, struck_at
+from chaos.faults import ACTIONS, GROUP_NAME, Busy, Fault, Faulty, bits, struck, struck_at
 from chaos.inventory import Inventory
 from chaos.membership import Executors, Shifts
 from chaos.records import DEATH_S, RESUME_S, SILENCE_S, Watch, history_of, waits_of
+from chaos.zombies import leave_zombie, report_of_zombie
 from cluster.trainings import fit, frame
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.runner import GroupRunner
@@ -35,6 +36,7 @@ from unit.training.runs import Training, digits
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
 ITERATIONS, GROUP, EXECUTORS = 24, 4, 3
+ACTIONS[leave_zombie.__name__] = leave_zombie
 
 
 def adam(groups: list[dict[str, object]]) -> Any:
@@ -190,9 +192,11 @@ class Cast:
         if scene.get("at_fetch"):
             kill_before_fetch(self.spark, ledger)
 
-    def settle(self, _scene: dict[str, Any], _ledger: Path, _found: dict[str, Any]) -> None:
+    def settle(self, scene: dict[str, Any], _ledger: Path, found: dict[str, Any]) -> None:
         """What struck from outside is over; limits of processes are, too."""
         release(GROUP_NAME)
+        if any(one["action"] == leave_zombie.__name__ for one in scene.get("faults", ())):
+            found["zombie"] = report_of_zombie(self.home)
 
     def _two(self, scene: dict[str, Any], ledger: Path, faults: Sequence[Fault]) -> dict[str, Any]:
         """The scene, with another training beside it in the same session, which nothing strikes itself."""

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from chaos.stage import Scene, assert_ended, assert_kept, fault, play
+from chaos.zombies import BLOCKS_A_ROUND, IMPOSTORS, ROUNDS
 
 MASTER = "local-cluster[4,1,1024]"
 FOUR = {"ranks": 4, "transport": "auto"}
@@ -20,6 +21,8 @@ RANKS = {"ranks": 3, "transport": "auto"}
 BLOCKS = {"ranks": 3, "transport": "blocks"}
 FEWER = {"ranks": (1, 3), "transport": "auto"}
 FEWER_BLOCKS = {"ranks": (1, 3), "transport": "blocks"}
+FENCED, REFUSED = "4", "7"
+"""Codes of the bridge's errors, as JSON has them."""
 
 NOTHING: dict[str, Scene] = {"nothing": {"layout": FOUR, "executors": 4}}
 FROM_FOUR_TO_TWO_TO_FOUR: Scene = {
@@ -57,6 +60,10 @@ GIL: dict[str, Scene] = {
 USER: dict[str, Scene] = {
     "user code calls sys.exit": {"layout": RANKS, "faults": [fault("forward", 40, "sys_exit")]},
     "user code raises": {"layout": RANKS, "faults": [fault("backward", 6, "raise_error")]},
+}
+ZOMBIE: dict[str, Scene] = {
+    # It needs some seconds for all it tries.
+    "an attempt lives on": {"layout": BLOCKS, "pace_s": 0.2, "faults": [fault("reduce", 9, "leave_zombie")]},
 }
 ITERATED: dict[str, Scene] = {
     "nothing, iterated": {"layout": {}, "iterate": True},
@@ -100,7 +107,7 @@ EVERY_PHASE = phase_scenes()
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What came of every scene of the default run."""
-    scenes = NOTHING | ELASTIC | SHORT | USER | ITERATED
+    scenes = NOTHING | ELASTIC | SHORT | ZOMBIE | USER | ITERATED
     return play(tmp_path_factory.mktemp("chaos"), scenes, 900, master=MASTER)
 
 
@@ -133,6 +140,17 @@ def test_a_run_shrinks_and_grows_with_its_executors(found: dict[str, Any]) -> No
     outcome = found["from four executors to two to four"]
     assert_kept(outcome, found["nothing"], strikes=strikes(FROM_FOUR_TO_TWO_TO_FOUR))
     assert [size for size, _ in groupby(outcome["sizes"])] == [4, 3, 2, 4]
+
+
+def test_nothing_that_an_older_attempt_pushes_is_accepted_or_stays_in_memory(found: dict[str, Any]) -> None:
+    outcome = found["an attempt lives on"]
+    assert_kept(outcome, found["nothing"], strikes=1)
+    zombie = outcome["zombie"]
+    assert zombie["old"] == {FENCED: ROUNDS * BLOCKS_A_ROUND}
+    assert zombie["current"] == {REFUSED: ROUNDS * BLOCKS_A_ROUND}, "it was admitted to another generation"
+    assert len(zombie["impostors"]) == IMPOSTORS
+    assert all("superseded" in said and "join a group first" in said for said in zombie["impostors"])
+    assert zombie["heap_bytes"] + zombie["memory_bytes"] < 64 << 20
 
 
 @pytest.mark.parametrize("scene", USER)

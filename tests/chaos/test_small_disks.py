@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -17,7 +18,6 @@ WHY_NOT = None
 if os.geteuid() != 0 or shutil.which("unshare") is None:
     WHY_NOT = "mounting needs root and util-linux (unshare)"
 pytestmark = [
-    pytest.mark.chaos,
     pytest.mark.timeout(400),
     pytest.mark.skipif(WHY_NOT is not None, reason=str(WHY_NOT)),
 ]
@@ -44,7 +44,7 @@ def play(home: Path, mount: str, what: str) -> dict[str, Any]:
     return found
 
 
-@pytest.mark.parametrize("size", ["1m", "64m"])
+@pytest.mark.parametrize("size", ["1m", pytest.param("64m", marks=pytest.mark.chaos)])
 def test_a_training_needs_no_room_in_dev_shm(tmp_path: Path, size: str) -> None:
     found = play(tmp_path, f"mount -t tmpfs -o size={size} tmpfs /dev/shm", "memory")
     assert len(found["losses"]) == 8
@@ -53,5 +53,6 @@ def test_a_training_needs_no_room_in_dev_shm(tmp_path: Path, size: str) -> None:
 def test_a_full_local_directory_is_named(tmp_path: Path) -> None:
     found = play(tmp_path, "mount -t tmpfs -o size=8m tmpfs {local}", "disk")
     assert found["error"].startswith("DiskFull: ")
-    assert str(tmp_path) in found["error"]
+    # Where the rows were written or, of a shuffle that Spark writes, by whom.
+    assert re.search(rf"{tmp_path}|spark.local.dir of executor \d on \S+: ", found["error"]), found["error"]
     assert "spark.local.dir" in found["error"]

@@ -13,6 +13,7 @@ import pytest
 TIMEOUT_S = 600.0
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(660)
 def test_the_command_measures_every_system_on_the_same_executors_and_leaves_nothing(tmp_path: Path) -> None:
     out, result = tmp_path / "out", tmp_path / "result.json"

@@ -79,6 +79,7 @@ def test_decoded_pictures_become_tensors_of_their_own_pixels(script: ModuleType,
         assert abs(picture * 64 + 120 - 25 * label).max() <= 2, "JPEG changes little where there is one colour"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(360)
 def test_a_run_compares_every_wire_and_another_seed_with_the_first(script: ModuleType, tmp_path: Path) -> None:
     write_pictures(tmp_path / "cifar10-train.parquet", 80)

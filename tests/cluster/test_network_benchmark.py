@@ -60,6 +60,7 @@ def command_lines() -> Iterator[str]:
 
 
 @needs_hosts
+@pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_hosts_all_reduce_over_their_links_alone_and_leave_nothing(tmp_path: Path) -> None:
     out, result = tmp_path / "out", tmp_path / "result.json"

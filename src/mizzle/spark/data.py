@@ -141,23 +141,30 @@ def _naming_full_disks() -> Iterator[None]:
     try:
         yield
     except (Py4JError, PySparkException) as error:
-        _raise_if_full(error)
+        raise_if_full(error)
         raise
 
 
-def _raise_if_full(error: Exception) -> None:
+def raise_if_full(error: Exception) -> None:
     """Say what a job has failed of, if that is a disk: Spark hands on a task's exception as text alone."""
     text = str(error)
     ours = re.search(rf"{DiskFull.__name__}: (.+)", text)
     if ours is not None:
         raise DiskFull(ours[1]) from error
     if "No space left on device" in text:
-        where = re.search(r"(/\S+) \(No space left on device\)|No space left on device: '([^']+)'", text)
-        named = next(filter(None, where.groups()), "") if where else "spark.local.dir"
         raise DiskFull(
-            f"no space is left on an executor's disk for the shuffle of the rows ({named}): give Spark a larger "
+            f"no space is left for the shuffle of the rows in {_full_directory(text)}: give Spark a larger "
             "spark.local.dir, or use more executors"
         ) from error
+
+
+def _full_directory(text: str) -> str:
+    """As far as Spark tells: the file, or whose directory it is."""
+    path = re.search(r"(/\S+) \(No space left on device\)|No space left on device: '([^']+)'", text)
+    if path is not None:
+        return path[1] or path[2]
+    owner = re.search(r"\((\S+) executor (\S+?)\): [^\n]*No space left on device", text)
+    return f"spark.local.dir of executor {owner[2]} on {owner[1]}" if owner else "spark.local.dir of an executor"
 
 
 def first_rows(checked: CheckedFrame, count: int) -> pa.RecordBatch:
