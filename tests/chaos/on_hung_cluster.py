@@ -139,12 +139,12 @@ def arm_at_boundary(home: Path) -> None:
     GroupRunner._run_once = armed  # type: ignore[method-assign, assignment]
 
 
-def stop_when_dealt_again(ledger: Path) -> None:
-    """An executor stops while it reads rows again, because another one was killed."""
+def stop_at_rows(ledger: Path, *, again: bool) -> None:
+    """An executor stops while it reads rows: for the first time, or again, because another one was killed."""
     fault = Fault(point="deal", call=0, action="stop_executor", ledger=ledger)
 
     def rows_again(_: int, rows: Iterable[Any]) -> Iterator[Any]:
-        if any(ledger.glob("*.kill_executor.*")):
+        if not again or any(ledger.glob("*.kill_executor.*")):
             fault.strike()
         yield from rows
 
@@ -173,7 +173,7 @@ def fenced(spark: SparkSession) -> dict[str, int]:
 
 class HungCast(Cast):
     """Plays also: "sleeps" (whoever is paused wakes up again), "at_fetch" (an executor stops, and does not die),
-    "throws", "at_deal"."""
+    "throws", "at_deal" ("first" or "again": an executor stops while rows are read)."""
 
     def __init__(self, home: Path, stage: dict[str, Any]) -> None:
         if (home / "faulty.jar").exists():
@@ -192,7 +192,7 @@ class HungCast(Cast):
         if scene.get("throws"):
             arm_at_boundary(self.home)
         if scene.get("at_deal"):
-            stop_when_dealt_again(ledger)
+            stop_at_rows(ledger, again=scene["at_deal"] == "again")
 
     def settle(self, scene: dict[str, Any], ledger: Path, found: dict[str, Any]) -> None:
         super().settle(scene, ledger, found)

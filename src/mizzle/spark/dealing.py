@@ -60,8 +60,9 @@ class Dealing:
     def begin(self, shards_of_rank: Sequence[tuple[int, ...]]) -> Staff:
         """Deal all rows; each rank is where Spark put its shards, or, without rows, anywhere."""
         self._num_shards = sum(map(len, shards_of_rank))
-        for name in self._frames:
-            self._deal(name, shards_of_rank)
+        with self._driver.replacing_hung():
+            for name in self._frames:
+                self._deal(name, shards_of_rank)
         if not self._frames:
             self._seats = [Seat("", shards) for shards in shards_of_rank]
             self._share = len(self._seats)  # Spark seats them, as it likes

@@ -32,6 +32,7 @@ class DriverSide:
         """
         check_session(context)
         jvm: Any = context._jvm  # noqa: SLF001 - PySpark offers no public way to a class of one's own
+        self._watches = jvm.org.mizzle.bridge.JobWatch
         self._side = jvm.org.mizzle.bridge.DriverSide.current()
         if self._side is None:
             raise BridgeMissing("spark.plugins names mizzle's plugin, but the driver did not load it: see its log")
@@ -76,6 +77,18 @@ class DriverSide:
     def replace(self, executor: str) -> None:
         """Have Spark end an executor and start another one in its place; returns at once."""
         self._side.replace(executor)
+
+    @contextmanager
+    def replacing_hung(self) -> Iterator[None]:
+        """While the body's jobs run, executors that hang are ended: Spark would wait two minutes for their tasks.
+
+        For jobs of which any executor may do any part: Spark itself starts elsewhere what they have not finished.
+        """
+        watch = self._watches.beginReplacing()
+        try:
+            yield
+        finally:
+            watch.close()
 
     def messages(self) -> int:
         """How many questions the bridges have asked the driver so far."""

@@ -196,7 +196,8 @@ def _staffed(
     frames = {}
     if isinstance(data, DataFrame):
         columns = Columns.of(data.columns, None, collate=_unused)
-        frames = {"shard": check_dataframe(data, columns, bad_rows=plan.bad_rows)}
+        with driver.replacing_hung():
+            frames = {"shard": check_dataframe(data, columns, bad_rows=plan.bad_rows)}
         steps = replace(steps, columns=columns)
     dealing = Dealing(
         context, driver, run, frames, partial(_work_of, steps), least=size, most=size,

@@ -245,9 +245,10 @@ class Trainer:
         driver = DriverSide(context)
         check_security(context, driver, self._run.security)
         store = None if self._checkpoints is None else open_store(self._checkpoints, resume)
-        checked, held_out = check(df), None
-        if validation is not None:
-            held_out = _checked_validation(check, validation, checked)
+        with driver.replacing_hung():
+            checked, held_out = check(df), None
+            if validation is not None:
+                held_out = _checked_validation(check, validation, checked)
         plan = self._plan(checked, held_out, self._layout(context, driver, None if store is None else shards_of(store)))
         total = plan.triggers.num_iterations
         with driver.run() as run, TrainingProgress(total, enabled=self._progress) as progress:

@@ -45,9 +45,21 @@ public final class JobWatch implements AutoCloseable {
    * Spark starts tasks of one that is gone elsewhere by itself.
    */
   public static JobWatch begin(SparkContext context, String tag, List<String> executorIds) {
+    return begin(executorIds, () -> context.cancelJobsWithTag(tag, GroupJobs.REASON));
+  }
+
+  /**
+   * From now on executors that hang are replaced and nothing is cancelled: for jobs of which any
+   * executor may do any part, so that Spark itself starts elsewhere what they do not finish.
+   */
+  public static JobWatch beginReplacing() {
+    return begin(List.of(), () -> { });
+  }
+
+  private static JobWatch begin(List<String> executorIds, Canceller jobs) {
     DriverSide driver = DriverSide.current();
-    JobWatch watch = new JobWatch(driver.roster(), executorIds, driver.replacements()::asked,
-        () -> context.cancelJobsWithTag(tag, GroupJobs.REASON));
+    JobWatch watch =
+        new JobWatch(driver.roster(), executorIds, driver.replacements()::asked, jobs);
     watch.looking = Threads.repeat(
         GroupJobs.TIMER, GroupJobs.WATCH_MS, () -> watch.look().forEach(driver::replace));
     return watch;
