@@ -102,14 +102,15 @@ class Sleepers:
 
 
 def keep_alive(spark: SparkSession) -> None:
-    """No hung executor is killed: as on a host that is cut off, where nobody can."""
-    side: Any = spark.sparkContext._jvm.org.mizzle.bridge.DriverSide.current()  # type: ignore[union-attr]
-    for name in ("replacements", "asked"):
-        field = side.getClass().getDeclaredField(name)
+    """Spark replaces no executor that hangs: it refuses, whoever is named."""
+    jvm: Any = spark.sparkContext._jvm
+    replacements: Any = jvm.org.mizzle.bridge.DriverSide.current()
+    for name in ("replacements", "spark"):
+        owner = replacements
+        field = owner.getClass().getDeclaredField(name)
         field.setAccessible(True)
-        side = field.get(side)
-    for executor in DriverSide(spark.sparkContext).hosts():
-        side.add(executor)
+        replacements = field.get(owner)
+    field.set(owner, jvm.java.util.function.Predicate.isEqual("nobody"))
 
 
 def stop_before_fetch(spark: SparkSession, ledger: Path) -> None:
