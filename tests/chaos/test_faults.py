@@ -6,16 +6,21 @@ What one checker says of each history is the verdict.
 
 from __future__ import annotations
 
+from functools import partial
 from itertools import groupby, product
 from typing import Any
 
 import pytest
+from pyspark.sql import SparkSession
 
+from chaos.faults import bits
+from chaos.on_faulty_cluster import GROUP, ITERATIONS, adam
 from chaos.stage import Scene, assert_ended, assert_kept, fault, play
 from chaos.zombies import BLOCKS_A_ROUND, IMPOSTORS, ROUNDS
+from cluster.trainings import fit
+from unit.training.runs import Mlp, Training, digits
 
 MASTER = "local-cluster[4,1,1024]"
-FOUR = {"ranks": 4, "transport": "auto"}
 FOUR_OR_LESS = {"ranks": (1, 4), "transport": "auto"}
 RANKS = {"ranks": 3, "transport": "auto"}
 BLOCKS = {"ranks": 3, "transport": "blocks"}
@@ -24,7 +29,8 @@ FEWER_BLOCKS = {"ranks": (1, 3), "transport": "blocks"}
 FENCED, REFUSED = "4", "7"
 """Codes of the bridge's errors, as JSON has them."""
 
-NOTHING: dict[str, Scene] = {"nothing": {"layout": FOUR, "executors": 4}}
+ONE_EACH = {"ranks": None, "transport": "auto"}
+NOTHING: dict[str, Scene] = {"nothing": {"layout": ONE_EACH, "executors": 4}}
 FROM_FOUR_TO_TWO_TO_FOUR: Scene = {
     "layout": FOUR_OR_LESS, "executors": 4,
     "shifts": [(4, "shrink_to", 3), (9, "shrink_to", 2), (14, "grow_to", 4)],
@@ -129,6 +135,14 @@ def strikes(scene: Scene) -> int:
 def test_the_result_is_that_of_a_run_without_a_fault(found: dict[str, Any], scene: str) -> None:
     assert_kept(found[scene], found["nothing"], strikes=strikes((NOTHING | SHORT)[scene]))
     assert found[scene]["sizes"][0] == (4 if scene == "nothing" else 3)
+
+
+def test_separate_executors_give_the_bits_of_embedded_spark(found: dict[str, Any], spark_local: SparkSession) -> None:
+    training = Training(partial(Mlp, dropout=0.2, norm=True), digits(), adam)
+    embedded = fit(spark_local, training, max_iterations=ITERATIONS, run={"group_size": GROUP})
+    assert found["nothing"]["history"]["losses"] == embedded.history.losses
+    for name, value in bits(embedded.model.state_dict()).items():
+        assert found["nothing"]["history"]["model"][name] == value.hex(), name
 
 
 @pytest.mark.parametrize("scene", [scene for scene, how in SHORT.items() if how["layout"] in (FEWER, FEWER_BLOCKS)])

@@ -16,18 +16,27 @@ import safetensors.torch
 import torch
 from pyspark import StorageLevel, cloudpickle
 
-from cluster.on_cluster import training
 from cluster.trainings import fit
 from mizzle.cli.profiles import Profile, secure_conf
 from mizzle.config import RunConfig
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.groups import run_group
 from mizzle.spark.session import session
+from unit.training.runs import Mlp, Training, digits
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
-cloudpickle.register_pickle_by_value(sys.modules["cluster.on_cluster"])  # type: ignore[no-untyped-call]
 
 RUN = RunConfig(security="required")
+
+
+def sgd(groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    """The optimizer of both sides."""
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
+
+
+def training() -> Training:
+    """What is trained here and, by the test, on embedded Spark."""
+    return Training(lambda: Mlp(dropout=0.2), digits(), sgd)
 
 
 def exact(context: Any) -> bool:

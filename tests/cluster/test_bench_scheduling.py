@@ -63,6 +63,7 @@ def test_an_application_that_ends_or_hangs_is_told_with_its_log(what: str, compl
             Application(connection, Path("/somewhere")).ask("anything", within_s=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1000)
 def test_the_command_measures_every_system_on_separate_executors_and_leaves_nothing(tmp_path: Path) -> None:
     out, result = tmp_path / "out", tmp_path / "result.json"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import stat
 import subprocess
 import sys
@@ -170,6 +171,15 @@ def test_a_process_of_the_same_user_with_another_token_is_refused(local_bridge: 
     almost = bytes([local_bridge.token[0] ^ 1]) + local_bridge.token[1:]
     for token in (almost, bytes(32)):
         assert b"not a worker of this executor" in child(HELLO, local_bridge.path, hello(token), user=None)
+
+
+def test_who_says_no_hello_is_shown_the_door(local_bridge: LocalBridge) -> None:
+    with socket.socket(socket.AF_UNIX) as silent, socket.socket(socket.AF_UNIX) as slow:
+        for one in (silent, slow):
+            one.connect(local_bridge.path)
+            one.settimeout(30)
+        slow.send(bytes.fromhex(hello(local_bridge.token))[:9])
+        assert silent.recv(1) == slow.recv(1) == b""
 
 
 def test_the_directory_of_the_bridge_and_its_card_are_its_users_alone(

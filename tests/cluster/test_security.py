@@ -21,7 +21,7 @@ import torch
 from pyspark import StorageLevel
 from pyspark.sql import SparkSession
 
-from cluster import on_cluster
+from cluster import on_secure_cluster
 from cluster.fuzz import Fuzzer
 from cluster.stranger import rob
 from cluster.trainings import fit
@@ -133,7 +133,7 @@ def test_by_default_a_stranger_reads_forges_and_has_classes_made(spark_local: Sp
 def test_a_secure_application_trains_to_the_same_bits_and_gives_strangers_nothing(
     profile: str, spark_local: SparkSession, tmp_path: Path
 ) -> None:
-    plain = fit(spark_local, on_cluster.training())
+    plain = fit(spark_local, on_secure_cluster.training())
     with fort(profile, tmp_path) as there:
         found = safetensors.torch.load_file(tmp_path / "model")
         assert found.pop("losses").tolist() == plain.history.losses

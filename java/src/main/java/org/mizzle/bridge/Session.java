@@ -7,6 +7,8 @@ import java.nio.channels.SocketChannel;
 import java.nio.file.Files;
 import java.security.MessageDigest;
 import java.util.Locale;
+import java.util.concurrent.Future;
+import java.util.concurrent.TimeUnit;
 import jdk.net.ExtendedSocketOptions;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -35,6 +37,8 @@ final class Session implements Runnable {
   static final int HIRE = 16;
   static final int ANSWER = 0x80;
   static final int ERROR = 0xFF;
+  /** Who has not said hello by then is no worker, and keeps no thread. */
+  private static final long HELLO_MS = 5_000;
   private static final Logger LOG = LoggerFactory.getLogger(Session.class);
 
   private final Bridge bridge;
@@ -42,7 +46,7 @@ final class Session implements Runnable {
   private final Rank rank;
   private final Staffing staffing;
   private Wire wire;
-  private boolean trusted;
+  private volatile boolean trusted;
 
   Session(Bridge bridge, SocketChannel channel) {
     this.bridge = bridge;
@@ -53,6 +57,8 @@ final class Session implements Runnable {
 
   @Override
   public void run() {
+    Future<?> patience =
+        bridge.timer().schedule(this::endUnlessTrusted, HELLO_MS, TimeUnit.MILLISECONDS);
     try (channel; Wire opened = new Wire(channel)) {
       wire = opened;
       Frame frame = wire.next();
@@ -62,8 +68,20 @@ final class Session implements Runnable {
     } catch (IOException e) {
       LOG.debug("a worker's connection broke", e);
     } finally {
+      patience.cancel(false);
       staffing.gone();
       rank.gone();
+    }
+  }
+
+  private void endUnlessTrusted() {
+    if (!trusted) {
+      bridge.counters().increment(Counters.Name.REFUSED);
+      try {
+        channel.close();
+      } catch (IOException e) {
+        LOG.debug("a connection that said no hello had ended", e);
+      }
     }
   }
 
