@@ -101,16 +101,29 @@ class Sleepers:
         return self.found
 
 
-def keep_alive(spark: SparkSession) -> None:
-    """Spark replaces no executor that hangs: it refuses, whoever is named."""
+def _of_replacements(spark: SparkSession, name: str) -> tuple[Any, Any]:
+    """A private field of the driver's `Replacements`, and its owner."""
     jvm: Any = spark.sparkContext._jvm
-    replacements: Any = jvm.org.mizzle.bridge.DriverSide.current()
-    for name in ("replacements", "spark"):
-        owner = replacements
-        field = owner.getClass().getDeclaredField(name)
+    found: Any = jvm.org.mizzle.bridge.DriverSide.current()
+    for step in ("replacements", name):
+        owner = found
+        field = owner.getClass().getDeclaredField(step)
         field.setAccessible(True)
-        replacements = field.get(owner)
-    field.set(owner, jvm.java.util.function.Predicate.isEqual("nobody"))
+        found = field.get(owner)
+    return field, owner
+
+
+def keep_alive(spark: SparkSession) -> None:
+    """Spark is thought to end executors that hang, and does not: as on a host that is cut off, where nobody can."""
+    field, owner = _of_replacements(spark, "spark")
+    jvm: Any = spark.sparkContext._jvm
+    field.set(owner, jvm.java.util.function.Predicate.isEqual("nobody").negate())
+
+
+def take_back(spark: SparkSession) -> None:
+    """Who was thought to be ended is not, and may have ranks again."""
+    field, owner = _of_replacements(spark, "asked")
+    field.get(owner).clear()
 
 
 def stop_before_fetch(spark: SparkSession, ledger: Path) -> None:
@@ -200,6 +213,7 @@ class HungCast(Cast):
         cluster.trainings.frame = FRAME
         if self._sleepers:
             found["slept"], self._sleepers = self._sleepers.done(), None
+            take_back(self.spark)
             Executors(self.spark).await_count(EXECUTORS)  # who slept is heard of again
             now = fenced(self.spark)
             found["fenced"] = {executor: count - self._fenced.get(executor, 0) for executor, count in now.items()}
