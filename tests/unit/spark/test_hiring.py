@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -51,3 +52,10 @@ def test_one_that_has_arrived_is_nobodys_to_wait_for(
     hiring.start_early()
     hiring.arrive()
     assert not hiring.claim_early()
+
+
+@pytest.mark.parametrize("module", ["hiring", "placement", "data", "rows"])
+def test_what_tasks_import_loads_no_torch(module: str) -> None:
+    """It would cost each new Python worker seconds, those of an executor that replaces another one above all."""
+    program = f"import sys, mizzle.spark.{module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
