@@ -7,6 +7,8 @@ Foreign errors are mapped once, at the edge, with ``raise ... from``.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 
 class MizzleError(Exception):
     """Base of everything mizzle raises on purpose."""
@@ -61,6 +63,11 @@ class BridgeLost(Recoverable):
 
 class CollectiveTimeout(Recoverable):
     """A wait passed its deadline. Look at the named peer first; raise ``timeout`` only if it is merely slow."""
+
+    def __init__(self, message: str, *, missing: Sequence[int] = ()) -> None:
+        """Say what did not come; ``missing`` are the ranks that it did not come from, as far as that is known."""
+        super().__init__(message)
+        self.missing = tuple(missing)
 
 
 class BlockNotFound(Recoverable):

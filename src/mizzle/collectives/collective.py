@@ -262,7 +262,8 @@ class Collective:
         ranks = ", ".join(map(str, missing))
         raise CollectiveTimeout(
             f"{self}: rank {self.store.rank} waited {self._timeout_s:g} s, still missing: "
-            f"rank{'s' if len(missing) > 1 else ''} {ranks}"
+            f"rank{'s' if len(missing) > 1 else ''} {ranks}",
+            missing=missing,
         ) from cause
 
 

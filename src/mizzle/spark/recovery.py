@@ -16,12 +16,15 @@ from mizzle.training.history import FaultRecord
 _log = logging.getLogger(__name__)
 _MOST_OF_ONE = 3
 """Faults that name the same rank without a boundary between them: what it does there kills it."""
-_MOST_LATE = 2
-"""Deadlines that passed without anybody being lost: who hangs in code of the user's will hang again."""
+_MOST_LATE, _LATE_S = 2, 60.0
+"""Deadlines that passed without anybody being lost, and for how long: who hangs in code of the user's will hang again,
+but a network may be whole again, and where deadlines are short two of them are soon over."""
 _MOST = 10
 _VERDICT_S = 3.0
 """How long Spark may take to find out that an executor is gone whose connections have closed."""
 _LOOK_AGAIN_S = 0.02
+_PATIENCE_S = 30.0
+"""Until another executor is given up: a network may be whole again, and two may hold all copies of a state."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
 
 
@@ -37,7 +40,7 @@ class Faults:
         self.survived: list[FaultRecord] = []
         self._run = run
         self._named: Counter[int] = Counter()
-        self._late = 0
+        self._late, self._late_since = 0, 0.0
         self._noticed: tuple[str, float] | None = None
 
     def notice(self, cause: str) -> None:
@@ -46,17 +49,25 @@ class Faults:
         if self._noticed is None:
             self._noticed = cause, time.time()
 
-    def count(self, error: Recoverable) -> None:
+    def count(self, error: Recoverable, *, ended: bool = True) -> None:
         """Make sure that running it again may help.
+
+        Args:
+            error: what the group, or the ranks' coming together, has failed of.
+            ended: whether the rank that it names has really ended; otherwise peers have lost it, and that is as much
+                their fault.
 
         Raises:
             MizzleError: ``error`` itself: it has not helped.
         """
-        rank = error.rank if isinstance(error, PeerLost) else -1
+        rank = error.rank if isinstance(error, PeerLost) and ended else -1
         self._named[rank] += 1
-        self._late += isinstance(error, CollectiveTimeout)
+        if isinstance(error, CollectiveTimeout):
+            self._late_since = self._late_since if self._late else time.monotonic()
+            self._late += 1
         again = rank >= 0 and self._named[rank] >= _MOST_OF_ONE
-        if again or self._late >= _MOST_LATE or self._named.total() >= _MOST:
+        late = self._late >= _MOST_LATE and time.monotonic() - self._late_since >= _LATE_S
+        if again or late or self._named.total() >= _MOST:
             error.add_note(f"it was tried {self._named.total()} times from the same boundary")
             raise error
 
@@ -112,8 +123,26 @@ def cut_off(reports: Collection[Report]) -> str | None:
     return max(against, key=lambda executor: (len(against[executor]), complaints[executor], executor))
 
 
+def out_of_touch(reports: Collection[Report], executors: Collection[str]) -> bool:
+    """Whether executors that waited for each other in vain were kept apart by the network. Pure.
+
+    Of two of which one computes, or hangs, only the other one waits. Where none of those who waited had anything from
+    anybody, the deadline may as well be too short.
+
+    Args:
+        reports: who waited for whom.
+        executors: all of them.
+    """
+    found = {(who, whom) for who, whom in reports if who != whom}
+    heard = any((who, whom) not in found for who, _ in found for whom in {*executors} - {who})
+    return heard and any((whom, who) in found for who, whom in found)
+
+
 class Unreachable:
-    """Executors that others cannot reach. Once may be chance; who cannot be reached twice in a row is given up.
+    """Executors that others cannot reach: they are given up, one after the other.
+
+    Once may be chance: who cannot be connected to twice in a row is given up. When executors have waited for each other
+    in vain until a deadline, once is enough.
 
     Args:
         run: the run's id.
@@ -124,6 +153,7 @@ class Unreachable:
         """None so far."""
         self._run, self._replace = run, replace
         self._suspect: str | None = None
+        self._patience: Deadline | None = None
 
     def give_up(self, outcomes: Sequence[Outcome], executors: Sequence[str]) -> list[str]:
         """Whom to go on without, after ranks have tried to come together: at most one, which is being replaced.
@@ -132,17 +162,37 @@ class Unreachable:
             outcomes: how that ended for each of them.
             executors: by rank, where it was to be.
         """
-        told = [(outcome.executor_id, outcome.failure.error()) for outcome in outcomes if outcome.failure is not None]
         reports = [
-            (who, executors[error.rank]) for who, error in told
+            (who, executors[error.rank]) for who, error in _errors(outcomes)
             if isinstance(error, PeerUnreachable) and error.rank < len(executors)
         ]  # fmt: skip
         before, self._suspect = self._suspect, cut_off(reports)
-        if self._suspect is None or self._suspect != before or self._replace is None:
+        return self._without(self._suspect if self._suspect == before else None)
+
+    def give_up_missed(self, outcomes: Sequence[Outcome], executors: Sequence[str]) -> list[str]:
+        """Whom to go on without, after a group in which a deadline has passed: at most one, which is being replaced.
+
+        Args:
+            outcomes: how the group ended for ranks.
+            executors: by rank, where it was.
+        """
+        reports = [
+            (who, executors[rank]) for who, error in _errors(outcomes)
+            if isinstance(error, CollectiveTimeout) for rank in error.missing if rank < len(executors)
+        ]  # fmt: skip
+        return self._without(cut_off(reports) if out_of_touch(reports, executors) else None)
+
+    def _without(self, executor: str | None) -> list[str]:
+        if executor is None or self._replace is None or not (self._patience is None or self._patience.passed):
             return []
-        _log.warning("run=%s its peers cannot reach executor %s: it is replaced", self._run[:4], self._suspect)
-        self._replace(self._suspect)
-        return [self._suspect]
+        self._patience = Deadline.after(_PATIENCE_S)
+        _log.warning("run=%s its peers cannot reach executor %s: it is replaced", self._run[:4], executor)
+        self._replace(executor)
+        return [executor]
+
+
+def _errors(outcomes: Sequence[Outcome]) -> list[tuple[str, BaseException | None]]:
+    return [(outcome.executor_id, outcome.failure.error()) for outcome in outcomes if outcome.failure is not None]
 
 
 def await_verdict(suspects: Sequence[str], alive: Callable[[], Container[str]]) -> None:

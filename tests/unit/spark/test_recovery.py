@@ -35,11 +35,29 @@ def test_many_different_faults_end_it_as_well() -> None:
         faults.count(CorruptBlock("bits"))
 
 
-def test_a_deadline_that_passes_twice_ends_it() -> None:
+def test_a_deadline_that_passes_twice_ends_it_but_not_within_a_minute(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("mizzle.spark.recovery.time.monotonic", lambda: now)
     faults = Faults("r" * 32)
     faults.count(CollectiveTimeout("late"))
+    now += 59
+    faults.count(CollectiveTimeout("late"))
+    now += 2
     with pytest.raises(CollectiveTimeout):
         faults.count(CollectiveTimeout("late"))
+    faults.forget()
+    faults.count(CollectiveTimeout("late"))
+    now += 61
+    with pytest.raises(CollectiveTimeout):
+        faults.count(CollectiveTimeout("late"))
+
+
+def test_a_rank_whose_connections_break_again_and_again_is_not_to_blame_alone() -> None:
+    faults = Faults("r" * 32)
+    for _ in range(9):
+        faults.count(PeerLost(2, "the connection closed"), ended=False)
+    with pytest.raises(PeerLost):
+        faults.count(PeerLost(2, "the connection closed"), ended=False)
 
 
 def test_a_fault_is_recorded_when_the_run_is_over_it_with_what_was_seen_first() -> None:
@@ -119,6 +137,46 @@ def test_an_executor_is_replaced_when_it_cannot_be_reached_twice_in_a_row() -> N
     assert unreachable.give_up(outcomes, executors) == []
     assert unreachable.give_up(outcomes, executors) == ["8"]
     assert replaced == ["8"]
+
+
+def late(executor: str, *missing: int) -> Outcome:
+    return failed(executor, CollectiveTimeout("waited", missing=missing))
+
+
+ISOLATED = [late("0", 2), late("1", 2), late("2", 0, 1, 3)]
+HALVES = [late("0", 2, 3), late("2", 0, 1)]
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "replaced"),
+    [
+        (ISOLATED, ["2"]),
+        (ISOLATED[1:], ["2"]),
+        (HALVES, ["2"]),
+        ([late("0", 3), late("3", 0)], ["3"]),
+        # One that computes, or hangs, waits for nobody.
+        ([late("0", 2), late("1", 2), late("3", 2)], []),
+        # Nobody had anything from anybody.
+        ([late("0", 1, 2, 3, 4, 5), late("1", 0, 2, 3, 4, 5)], []),
+        ([], []),
+    ],
+)
+def test_executors_that_wait_for_each_other_in_vain_are_out_of_touch(
+    outcomes: list[Outcome], replaced: list[str]
+) -> None:
+    told: list[str] = []
+    assert Unreachable("r" * 32, told.append).give_up_missed(outcomes, EXECUTORS) == replaced == told
+
+
+def test_a_second_one_is_given_up_only_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    unreachable = Unreachable("r" * 32, told.append)
+    unreachable.give_up_missed(HALVES, EXECUTORS)
+    unreachable.give_up_missed([late("0", 3), late("3", 0)], EXECUTORS)
+    assert told == ["2"]
+    monkeypatch.setattr("mizzle.blocks.deadline.Deadline.passed", property(lambda _: True))
+    unreachable.give_up_missed([late("0", 3), late("3", 0)], EXECUTORS)
+    assert told == ["2", "3"]
 
 
 def test_nobody_is_replaced_whose_work_nobody_else_can_do() -> None:

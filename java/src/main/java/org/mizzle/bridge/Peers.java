@@ -55,7 +55,7 @@ class Peers implements Closeable {
     }
     SparkConf conf = env.conf().clone();
     // A peer that does not accept at once is dead or cut off; Spark's default is two minutes.
-    conf.set("spark.shuffle.io.connectionCreationTimeout", "5s");
+    conf.set("spark.shuffle.io.connectionCreationTimeout", "3s");
     appId = conf.getAppId();
     TransportConf transport = SparkTransportConf.fromSparkConf(conf, "shuffle", 2, Option.empty(),
         Option.apply(env.securityManager().getRpcSSLOptions()));
