@@ -6,6 +6,7 @@ Executors cannot import the tests, so that the classes and functions in them tra
 from __future__ import annotations
 
 import sys
+import threading
 from collections.abc import Sequence
 from typing import Any
 
@@ -26,6 +27,8 @@ for module in (sys.modules[__name__], runs):
     cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
 
 ITERATIONS = 8
+_SEEDED = threading.Lock()
+"""Two trainings may begin at once, and torch has one generator to make models with."""
 
 
 def frame(spark: SparkSession, data: Rows) -> DataFrame:
@@ -42,8 +45,10 @@ def trainer(training: Training, ranks: int = 2, *, run: dict[str, Any] | None = 
     options = {"max_epochs": 100, "max_iterations": ITERATIONS} | dict(training.options) | how
     options["clip"] = options.pop("clipping", None)
     options["wire"] = options.get("wire", "fp32")
+    with _SEEDED:
+        model = training.fresh_model()
     return Trainer(
-        training.fresh_model(),
+        model,
         training.loss,
         training.optimizer,
         global_batch_size=training.batch_size,
