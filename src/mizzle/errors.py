@@ -64,10 +64,10 @@ class BridgeLost(Recoverable):
 class CollectiveTimeout(Recoverable):
     """A wait passed its deadline. Look at the named peer first; raise ``timeout`` only if it is merely slow."""
 
-    def __init__(self, message: str, *, missing: Sequence[int] = ()) -> None:
-        """Say what did not come; ``missing`` are the ranks that it did not come from, as far as that is known."""
+    def __init__(self, message: str, *, missing: Sequence[int] = (), heard: Sequence[int] = ()) -> None:
+        """Say what did not come, and, as far as that is known, the ranks from which it did not, and did."""
         super().__init__(message)
-        self.missing = tuple(missing)
+        self.missing, self.heard = tuple(missing), tuple(heard)
 
 
 class BlockNotFound(Recoverable):

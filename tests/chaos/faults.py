@@ -25,12 +25,15 @@ from torch import nn
 from chaos import control_groups
 from chaos.control_groups import limit_memory, limit_processor
 from chaos.records import join_records, note_rows, rank_here
+from mizzle.blocks.deadline import Deadline
 from unit.training.runs import Mlp
 
 cloudpickle.register_pickle_by_value(control_groups)  # type: ignore[no-untyped-call]
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
 APART_S = 1.5
+ZOMBIE_S = 20.0
+ZOMBIES_REPORT = "zombie.json"
 GROUP_NAME = "mizzle-test"
 """Of the control groups that actions make."""
 POINTS = {
@@ -242,7 +245,19 @@ class Faulty(Mlp):
         if self.training and self.ledger is not None:
             note_rows(inputs)
             threading.Event().wait(self.pace_s)
+            self._outlive_zombies(self.ledger)
         return super().forward(inputs)
+
+    def _outlive_zombies(self, ledger: Path) -> None:
+        """A run must not be over before an attempt that lives on has tried all it can."""
+        if not any(fault.action == "leave_zombie" for fault in self.faults):
+            return
+        deadline, paused = Deadline.after(ZOMBIE_S), threading.Event()
+        over = ledger / "zombie.id"
+        while any(ledger.glob("*.leave_zombie.*")) and not over.exists():
+            if deadline.passed or any(ledger.parent.rglob(ZOMBIES_REPORT)):
+                over.touch()
+            paused.wait(0.1)
 
 
 class Busy(Faulty):

@@ -153,12 +153,15 @@ def arm_at_boundary(home: Path) -> None:
     GroupRunner._run_once = armed  # type: ignore[method-assign, assignment]
 
 
-def stop_at_rows(ledger: Path, *, again: bool) -> None:
-    """An executor stops while it reads rows: for the first time, or again, because another one was killed."""
+def stop_at_rows(ledger: Path, when: str) -> None:
+    """An executor stops while it reads rows: to look at them, to deal them, or, when another one was killed, again."""
     fault = Fault(point="deal", call=0, action="stop_executor", ledger=ledger)
 
-    def rows_again(_: int, rows: Iterable[Any]) -> Iterator[Any]:
-        if not again or any(ledger.glob("*.kill_executor.*")):
+    def rows_again(number: int, rows: Iterable[Any]) -> Iterator[Any]:
+        looked = ledger / f"{number}.id"
+        now = {"looked at": True, "dealt": looked.exists(), "dealt again": any(ledger.glob("*.kill_executor.*"))}
+        looked.touch()
+        if now[when]:
             fault.strike()
         yield from rows
 
@@ -187,7 +190,7 @@ def fenced(spark: SparkSession) -> dict[str, int]:
 
 class HungCast(Cast):
     """Plays also: "sleeps" (whoever is paused wakes up again), "at_fetch" (an executor stops, and does not die),
-    "throws", "at_deal" ("first" or "again": an executor stops while rows are read)."""
+    "throws", "at_deal" (when an executor stops that reads rows)."""
 
     def __init__(self, home: Path, stage: dict[str, Any]) -> None:
         if (home / "faulty.jar").exists():
@@ -206,7 +209,7 @@ class HungCast(Cast):
         if scene.get("throws"):
             arm_at_boundary(self.home)
         if scene.get("at_deal"):
-            stop_at_rows(ledger, again=scene["at_deal"] == "again")
+            stop_at_rows(ledger, scene["at_deal"])
 
     def settle(self, scene: dict[str, Any], ledger: Path, found: dict[str, Any]) -> None:
         super().settle(scene, ledger, found)

@@ -68,8 +68,7 @@ USER: dict[str, Scene] = {
     "user code raises": {"layout": RANKS, "faults": [fault("backward", 6, "raise_error")]},
 }
 ZOMBIE: dict[str, Scene] = {
-    # It needs some seconds for all it tries.
-    "an attempt lives on": {"layout": BLOCKS, "pace_s": 0.2, "faults": [fault("reduce", 9, "leave_zombie")]},
+    "an attempt lives on": {"layout": BLOCKS, "faults": [fault("reduce", 9, "leave_zombie")]},
 }
 ITERATED: dict[str, Scene] = {
     "nothing, iterated": {"layout": {}, "iterate": True},

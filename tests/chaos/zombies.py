@@ -19,12 +19,12 @@ from typing import Any
 
 from pyspark import cloudpickle
 
-from chaos.faults import executor_pid
+from chaos.faults import ZOMBIES_REPORT, executor_pid
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import ERROR, PREFIX, Request, Writer
 from mizzle.blocks.ids import BlockId, DType, Header, Kind
-from mizzle.errors import BridgeError, Fenced, MizzleError, PeerLost
+from mizzle.errors import MizzleError, PeerLost
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
@@ -34,7 +34,6 @@ IMPOSTORS = 20
 WAIT_S = 60.0
 _SILENT = 1 << 31
 _FENCED = 4
-REPORT = "zombie.json"
 
 
 def leave_zombie() -> None:
@@ -43,7 +42,7 @@ def leave_zombie() -> None:
     connection: socket.socket = context._client._socket
     said = {
         "run": context.run, "generation": context.terms.generation, "rank": context.rank, "size": context.size,
-        "connection": connection.fileno(), "report": str(Path(os.environ["SPARK_LOCAL_DIRS"]) / REPORT),
+        "connection": connection.fileno(), "report": str(Path(os.environ["SPARK_LOCAL_DIRS"]) / ZOMBIES_REPORT),
         "jvm": executor_pid(),
     }  # fmt: skip
     subprocess.Popen(
@@ -55,13 +54,13 @@ def leave_zombie() -> None:
 
 
 def report_of_zombie(home: Path) -> dict[str, Any]:
-    """What it says when it has done all it could; taken away, for the next one."""
-    deadline, paused = Deadline.after(2 * WAIT_S), threading.Event()
-    while not (found := list(home.rglob(REPORT))):
-        deadline.check("the zombie's report")
+    """What it says when it has done all it could; nothing, if it has not."""
+    deadline, paused = Deadline.after(WAIT_S), threading.Event()
+    while not (found := list(home.rglob(ZOMBIES_REPORT))):
+        if deadline.passed:
+            return {}
         paused.wait(0.05)
     told: dict[str, Any] = json.loads(found[0].read_text())
-    found[0].unlink()
     return told
 
 
@@ -144,21 +143,21 @@ class Zombie:
         """A process that says that it is the rank, of the generation that runs now."""
         within = Deadline.after(WAIT_S)
         with BridgeClient.connect(within) as client:
-            client.claim(self._run, self._rank, within)
             block = BlockId(self._run, self._generation + 1, 0, 0, Kind.CONTRIBUTION, 0, self._rank)
             body = Writer().raw(Header(block, DType.RAW, 0, 0).pack()).blob(b"").number("BH", 0, 0)
             try:
+                client.claim(self._run, self._rank, within)
                 client.join(
                     self._run, generation=self._generation + 1, group=0, size=self._size, control="", deadline=within,
                     wanted=self._rank,
                 )  # fmt: skip
-            except Fenced as error:
+            except MizzleError as error:
                 refused = str(error)
             else:
                 return "admitted"
             try:
                 client.call(Request.PUT, body, within)
-            except (BridgeError, MizzleError) as error:
+            except MizzleError as error:
                 return f"{refused}; {error}"
         return "has put a block"
 

@@ -180,6 +180,10 @@ def test_who_says_no_hello_is_shown_the_door(local_bridge: LocalBridge) -> None:
             one.settimeout(30)
         slow.send(bytes.fromhex(hello(local_bridge.token))[:9])
         assert silent.recv(1) == slow.recv(1) == b""
+        for one in (silent, slow):
+            # Not half of the connection only, with a thread that goes on reading from it.
+            with pytest.raises(BrokenPipeError):
+                one.send(b"x")
 
 
 def test_the_directory_of_the_bridge_and_its_card_are_its_users_alone(

@@ -51,6 +51,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
     "Residents.java schedule": (1, ("AsyncWorkTest.withoutATimerNobodyIsHiredOrKeptInVain",)),
     "Threads.java Thread": (1, ("AsyncWorkTest.aWorkerForWhomThereIsNoThreadIsSentAway",)),
     "Threads.java scheduleWithFixedDelay": (1, ("DeadlineTest.whatFailsIsTriedAgainWhereItIsToBeRepeated",)),
+    "Wire.java schedule": (1, ("WireTest.withoutATimerNobodyIsWaitedFor",)),
 }  # fmt: skip
 """By file and call: how many there are, and the tests in which they throw, or what they run does."""
 

@@ -32,7 +32,7 @@ ALLOWED = {
     "java/src/main/java/org/mizzle/bridge/Wire.java select": "a session waits for its worker: either's end closes it",
     "java/src/main/java/org/mizzle/bridge/Reception.java accept": "waits for workers until its bridge closes it",
     "java/src/main/java/org/mizzle/bridge/DriverLink.java ask": "has Spark's own limit, spark.rpc.askTimeout",
-    "java/src/main/java/org/mizzle/bridge/Peers.java createUnmanagedClient": "has Spark's own limits, set to 5 s there",
+    "java/src/main/java/org/mizzle/bridge/Peers.java createUnmanagedClient": "has Spark's own limits, set to 3 s there",
     "java/src/main/java/org/mizzle/bridge/GroupJobs.java runJob": "a group lasts as long as it does; it is watched",
     "java/src/main/java/org/mizzle/bridge/Deadline.java parkNanos": "this is the one place",
     "java/src/main/java/org/mizzle/bridge/Deadline.java timedWait": "this is the one place",

@@ -9,7 +9,7 @@ that rule.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, NoReturn, Self
 
@@ -215,6 +215,27 @@ class Collective:
             raise error
         return fetched
 
+    def give_up_on(self, error: CollectiveTimeout, rest: Mapping[int, Pending], heard: Collection[int]) -> NoReturn:
+        """Behind a deadline, where ranks are waited for one after the other: name all that are missing.
+
+        Args:
+            error: what the wait for the first of them said.
+            rest: what has not been waited for; each is there by now, or late as well.
+            heard: ranks whose blocks came before.
+
+        Raises:
+            CollectiveTimeout: always.
+        """
+        late = {*error.missing, *(rank for rank, one in rest.items() if not self._is_there(one))}
+        self._give_up(sorted(late), error, heard=sorted({*heard, *rest} - late))
+
+    def _is_there(self, pending: Pending) -> bool:
+        try:
+            pending.wait(self._deadline)
+        except CollectiveTimeout:
+            return False
+        return True
+
     def await_messages(self, pending: Mapping[int, Pending]) -> dict[int, bytes]:
         """Wait for messages without payload, one of each of several ranks, that begin with its signature.
 
@@ -255,16 +276,18 @@ class Collective:
             except CollectiveTimeout as error:
                 missing[rank] = error
         if missing:
-            self._give_up(list(missing), next(iter(missing.values())))
+            self._give_up(list(missing), next(iter(missing.values())), heard=list(fetched))
         return fetched, refused
 
-    def _give_up(self, missing: Sequence[int], cause: CollectiveTimeout | None = None) -> NoReturn:
+    def _give_up(
+        self, missing: Sequence[int], cause: CollectiveTimeout | None = None, heard: Sequence[int] = ()
+    ) -> NoReturn:
         ranks = ", ".join(map(str, missing))
-        raise CollectiveTimeout(
+        said = (
             f"{self}: rank {self.store.rank} waited {self._timeout_s:g} s, still missing: "
-            f"rank{'s' if len(missing) > 1 else ''} {ranks}",
-            missing=missing,
-        ) from cause
+            f"rank{'s' if len(missing) > 1 else ''} {ranks}"
+        )
+        raise CollectiveTimeout(said, missing=missing, heard=heard) from cause
 
 
 def check_length(block: Fetched, num_bytes: int) -> None:

@@ -25,6 +25,7 @@ from mizzle.collectives.timeline import Timeline
 from mizzle.collectives.views import over_payload, over_region
 from mizzle.collectives.window import LAG, Window
 from mizzle.collectives.wire import Wire
+from mizzle.errors import CollectiveTimeout
 
 _FP32_BYTES = 4
 
@@ -181,8 +182,13 @@ class Gathering:
 
     def _keep_oldest(self) -> None:
         number, blocks = self._coming.popleft()
-        for rank, fetch in blocks.items():
-            block = self._collective.await_all({rank: fetch})[rank]
+        ranks = list(blocks)
+        for place, rank in enumerate(ranks):
+            try:
+                block = self._collective.await_all({rank: blocks[rank]})[rank]
+            except CollectiveTimeout as error:
+                rest = {other: blocks[other] for other in ranks[place + 1 :]}
+                self._collective.give_up_on(error, rest, ranks[:place])
             self._keep(block, self._cuts[number][rank])
 
     def _keep(self, block: Fetched, cut: Slice) -> None:

@@ -69,8 +69,11 @@ class Dealing:
             return replace(self._staff(), executors=())
         at = next(iter(self._files.values()))
         self._seats = [Seat(at[shards[0]].executor_id, shards) for shards in shards_of_rank]
-        # Not to be changed without need: so many share an executor as Spark put there.
-        self._share = max(Counter(seat.executor for seat in self._seats).values())
+        seated, slots = Counter(seat.executor for seat in self._seats), self._slots(self._driver.hosts())
+        # Not to be changed without need: so many share an executor as Spark put there, if they can.
+        self._share = min(max(seated.values()), max(slots.values(), default=1))
+        if any(count > slots.get(executor, 0) for executor, count in seated.items()):
+            return self.replace([seat.executor for seat in self._seats])
         return self._staff()
 
     def wants(self, hosts: Mapping[str, str]) -> bool:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Container, Sequence
+from collections.abc import Callable, Collection, Container, Mapping, Sequence
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import CollectiveTimeout, MizzleError, PeerLost, PeerUnreachable, Recoverable
@@ -49,20 +49,21 @@ class Faults:
         if self._noticed is None:
             self._noticed = cause, time.time()
 
-    def count(self, error: Recoverable, *, ended: bool = True) -> None:
+    def count(self, error: Recoverable, *, ended: bool = True, given_up: bool = False) -> None:
         """Make sure that running it again may help.
 
         Args:
             error: what the group, or the ranks' coming together, has failed of.
             ended: whether the rank that it names has really ended; otherwise peers have lost it, and that is as much
                 their fault.
+            given_up: whether somebody has been given up for it: then a deadline was no sign of code that hangs.
 
         Raises:
             MizzleError: ``error`` itself: it has not helped.
         """
         rank = error.rank if isinstance(error, PeerLost) and ended else -1
         self._named[rank] += 1
-        if isinstance(error, CollectiveTimeout):
+        if isinstance(error, CollectiveTimeout) and not given_up:
             self._late_since = self._late_since if self._late else time.monotonic()
             self._late += 1
         again = rank >= 0 and self._named[rank] >= _MOST_OF_ONE
@@ -123,19 +124,17 @@ def cut_off(reports: Collection[Report]) -> str | None:
     return max(against, key=lambda executor: (len(against[executor]), complaints[executor], executor))
 
 
-def out_of_touch(reports: Collection[Report], executors: Collection[str]) -> bool:
-    """Whether executors that waited for each other in vain were kept apart by the network. Pure.
+def out_of_touch(late: Mapping[int, CollectiveTimeout]) -> bool:
+    """Whether ranks that waited for each other in vain were kept apart by the network. Pure.
 
-    Of two of which one computes, or hangs, only the other one waits. Where none of those who waited had anything from
-    anybody, the deadline may as well be too short.
+    Of two of which one computes, or hangs, only the other one waits. Where those who waited had nothing from anybody,
+    the deadline may as well be too short.
 
     Args:
-        reports: who waited for whom.
-        executors: all of them.
+        late: by rank, the deadline that it saw pass.
     """
-    found = {(who, whom) for who, whom in reports if who != whom}
-    heard = any((who, whom) not in found for who, _ in found for whom in {*executors} - {who})
-    return heard and any((whom, who) in found for who, whom in found)
+    found = {(who, whom) for who, error in late.items() for whom in error.missing}
+    return any(error.heard for error in late.values()) and any((whom, who) in found for who, whom in found)
 
 
 class Unreachable:
@@ -163,7 +162,7 @@ class Unreachable:
             executors: by rank, where it was to be.
         """
         reports = [
-            (who, executors[error.rank]) for who, error in _errors(outcomes)
+            (outcome.executor_id, executors[error.rank]) for outcome, error in _errors(outcomes)
             if isinstance(error, PeerUnreachable) and error.rank < len(executors)
         ]  # fmt: skip
         before, self._suspect = self._suspect, cut_off(reports)
@@ -176,11 +175,14 @@ class Unreachable:
             outcomes: how the group ended for ranks.
             executors: by rank, where it was.
         """
-        reports = [
-            (who, executors[rank]) for who, error in _errors(outcomes)
-            if isinstance(error, CollectiveTimeout) for rank in error.missing if rank < len(executors)
-        ]  # fmt: skip
-        return self._without(cut_off(reports) if out_of_touch(reports, executors) else None)
+        late = {
+            outcome.rank: error for outcome, error in _errors(outcomes)
+            if isinstance(error, CollectiveTimeout) and 0 <= outcome.rank < len(executors)
+        }  # fmt: skip
+        if not out_of_touch(late):
+            return []
+        missed = [(who, whom) for who, error in late.items() for whom in error.missing if whom < len(executors)]
+        return self._without(cut_off([(executors[who], executors[whom]) for who, whom in missed]))
 
     def _without(self, executor: str | None) -> list[str]:
         if executor is None or self._replace is None or not (self._patience is None or self._patience.passed):
@@ -191,8 +193,8 @@ class Unreachable:
         return [executor]
 
 
-def _errors(outcomes: Sequence[Outcome]) -> list[tuple[str, BaseException | None]]:
-    return [(outcome.executor_id, outcome.failure.error()) for outcome in outcomes if outcome.failure is not None]
+def _errors(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, BaseException | None]]:
+    return [(outcome, outcome.failure.error()) for outcome in outcomes if outcome.failure is not None]
 
 
 def await_verdict(suspects: Sequence[str], alive: Callable[[], Container[str]]) -> None:

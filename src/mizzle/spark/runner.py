@@ -112,6 +112,7 @@ class GroupRunner:
         self._faults = Faults(run)
         self._silent: list[str] = []
         self._dead: set[int] = set()
+        self._given_up = False
         self._places: tuple[tuple[str, str], ...] = ()
         self._unreachable = Unreachable(run, driver.replace if restaff else None)
         self._orders = 0
@@ -201,14 +202,16 @@ class GroupRunner:
             _log.warning("run=%s %s", self.run[:4], ended)
             error.add_note(ended)
         try:
-            self._faults.count(error, ended=self._has_ended(error))
+            self._faults.count(error, ended=self._has_ended(error), given_up=self._given_up)
         except MizzleError:
             explain(error, title, self._places)
             raise
 
     def _has_ended(self, error: Recoverable) -> bool:
         """Whether the rank that it names is known to have ended: its peers may have lost a connection only."""
-        if not isinstance(error, PeerLost) or error.rank in self._dead or error.rank >= len(self._executors):
+        if not isinstance(error, PeerLost) or error.rank in self._dead:
+            return True
+        if not 0 <= error.rank < len(self._executors):
             return True
         return self._executors[error.rank] not in self._driver.hosts()
 
@@ -283,7 +286,7 @@ class GroupRunner:
         """Begin a generation: one job of Python tasks makes the ranks resident."""
         self._replace()
         self._generation += 1
-        self._silent, self._dead = list(self._executors), set()
+        self._silent, self._dead, self._given_up = list(self._executors), set(), False
         terms = JoinTerms(self.run, self._generation, 0, self._size, self._layout.transport, self._layout.timeout_s)
         # Rows come once: later they are in the arenas, to which the ranks return.
         with_rows = self._rows is not None and not self._executors
@@ -326,7 +329,8 @@ class GroupRunner:
         # What is missing was cancelled because of a rank that failed or died: that one says why.
         told = [result for result in found if result.status is not TaskStatus.MISSING]
         outcomes = [_outcome(result, self.where(result.rank)) for result in told]
-        self._silent = self._unreachable.give_up_missed(outcomes, self._executors) or self._silent
+        without = self._unreachable.give_up_missed(outcomes, self._executors)
+        self._silent, self._given_up = without or self._silent, bool(without)
         self._dead = {result.rank for result in found if result.status is TaskStatus.DIED}
         raise_cause(outcomes)
         if self._silent:

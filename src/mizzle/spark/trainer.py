@@ -249,7 +249,8 @@ class Trainer:
             checked, held_out = check(df), None
             if validation is not None:
                 held_out = _checked_validation(check, validation, checked)
-        plan = self._plan(checked, held_out, self._layout(context, driver, None if store is None else shards_of(store)))
+            layout = self._layout(context, driver, None if store is None else shards_of(store))
+            plan = self._plan(checked, held_out, layout)
         total = plan.triggers.num_iterations
         with driver.run() as run, TrainingProgress(total, enabled=self._progress) as progress:
             if self._checkpoints is not None and store is not None:

@@ -139,12 +139,14 @@ def test_an_executor_is_replaced_when_it_cannot_be_reached_twice_in_a_row() -> N
     assert replaced == ["8"]
 
 
-def late(executor: str, *missing: int) -> Outcome:
-    return failed(executor, CollectiveTimeout("waited", missing=missing))
+def late(rank: int, *missing: int, heard: tuple[int, ...] = ()) -> Outcome:
+    error = CollectiveTimeout("waited", missing=missing, heard=heard)
+    return Outcome(0, rank, EXECUTORS[rank], failure=Failure.of(error))
 
 
-ISOLATED = [late("0", 2), late("1", 2), late("2", 0, 1, 3)]
-HALVES = [late("0", 2, 3), late("2", 0, 1)]
+ISOLATED = [late(0, 2, heard=(1, 3)), late(1, 2, heard=(3,)), late(2, 0, 1, 3)]
+HALVES = [late(0, 2, 3, heard=(1,)), late(2, 0, 1, heard=(3,))]
+ONE_LINK = [late(0, 3, heard=(1, 2)), late(3, 0)]
 
 
 @pytest.mark.parametrize(
@@ -153,30 +155,50 @@ HALVES = [late("0", 2, 3), late("2", 0, 1)]
         (ISOLATED, ["2"]),
         (ISOLATED[1:], ["2"]),
         (HALVES, ["2"]),
-        ([late("0", 3), late("3", 0)], ["3"]),
+        (ONE_LINK, ["3"]),
         # One that computes, or hangs, waits for nobody.
-        ([late("0", 2), late("1", 2), late("3", 2)], []),
+        ([late(0, 2, heard=(1,)), late(1, 2, heard=(0,)), late(3, 2, heard=(0,))], []),
         # Nobody had anything from anybody.
-        ([late("0", 1, 2, 3, 4, 5), late("1", 0, 2, 3, 4, 5)], []),
+        ([late(0, 1), late(1, 0)], []),
+        ([late(0, 1, 2), late(1, 0, 2), late(2, 0, 1)], []),
         ([], []),
     ],
 )
-def test_executors_that_wait_for_each_other_in_vain_are_out_of_touch(
-    outcomes: list[Outcome], replaced: list[str]
-) -> None:
+def test_ranks_that_wait_for_each_other_in_vain_are_out_of_touch(outcomes: list[Outcome], replaced: list[str]) -> None:
     told: list[str] = []
     assert Unreachable("r" * 32, told.append).give_up_missed(outcomes, EXECUTORS) == replaced == told
+
+
+def test_ranks_that_hang_beside_others_of_their_executors_are_not_out_of_touch() -> None:
+    told: list[str] = []
+    executors = ["1", "1", "2", "2", "3", "3"]
+    # Ranks 0 and 2 hang; rank 1 is beside the one, rank 3 beside the other.
+    outcomes = [late(1, 0, 2, heard=(4,)), late(3, 0, 2, heard=(4,))]
+    assert Unreachable("r" * 32, told.append).give_up_missed(outcomes, executors) == told == []
 
 
 def test_a_second_one_is_given_up_only_after_a_while(monkeypatch: pytest.MonkeyPatch) -> None:
     told: list[str] = []
     unreachable = Unreachable("r" * 32, told.append)
     unreachable.give_up_missed(HALVES, EXECUTORS)
-    unreachable.give_up_missed([late("0", 3), late("3", 0)], EXECUTORS)
+    unreachable.give_up_missed(ONE_LINK, EXECUTORS)
     assert told == ["2"]
     monkeypatch.setattr("mizzle.blocks.deadline.Deadline.passed", property(lambda _: True))
-    unreachable.give_up_missed([late("0", 3), late("3", 0)], EXECUTORS)
+    unreachable.give_up_missed(ONE_LINK, EXECUTORS)
     assert told == ["2", "3"]
+
+
+def test_a_deadline_for_which_somebody_was_given_up_is_no_sign_of_code_that_hangs() -> None:
+    faults = Faults("r" * 32)
+    for _ in range(9):
+        faults.count(CollectiveTimeout("late"), given_up=True)
+    with pytest.raises(CollectiveTimeout):
+        faults.count(CollectiveTimeout("late"), given_up=True)
+
+
+def test_a_deadline_says_who_was_missing_behind_its_journey_too() -> None:
+    error = pickle.loads(pickle.dumps(CollectiveTimeout("late", missing=[2], heard=[1])))  # noqa: S301 - just made
+    assert (str(error), error.missing, error.heard) == ("late", (2,), (1,))
 
 
 def test_nobody_is_replaced_whose_work_nobody_else_can_do() -> None:

@@ -19,6 +19,8 @@ public final class JobWatch implements AutoCloseable {
     void cancel();
   }
 
+  private static final int MOST_REPLACED = 2;
+
   private final Roster roster;
   private final List<String> needed;
   private final Supplier<Set<String>> replaced;
@@ -27,6 +29,7 @@ public final class JobWatch implements AutoCloseable {
   private final Canceller jobs;
   /** Those for which jobs were cancelled; guarded by this, as is the next. */
   private final Set<String> lost = new TreeSet<>();
+  private int most = Integer.MAX_VALUE;
   private boolean isClosed;
   private Future<?> looking = CompletableFuture.completedFuture(null);
 
@@ -45,24 +48,32 @@ public final class JobWatch implements AutoCloseable {
    * Spark starts tasks of one that is gone elsewhere by itself.
    */
   public static JobWatch begin(SparkContext context, String tag, List<String> executorIds) {
-    return begin(executorIds, () -> context.cancelJobsWithTag(tag, GroupJobs.REASON));
+    return begin(executorIds, () -> context.cancelJobsWithTag(tag, GroupJobs.REASON),
+        Integer.MAX_VALUE);
   }
 
   /**
    * From now on executors that hang are replaced and nothing is cancelled: for jobs of which any
-   * executor may do any part, so that Spark itself starts elsewhere what they do not finish.
+   * executor may do any part, so that Spark itself starts elsewhere what they do not finish. Only a
+   * few: work that makes each executor hang in turn must not cost them all.
    */
   public static JobWatch beginReplacing() {
-    return begin(List.of(), () -> { });
+    return begin(List.of(), () -> { }, MOST_REPLACED);
   }
 
-  private static JobWatch begin(List<String> executorIds, Canceller jobs) {
+  private static JobWatch begin(List<String> executorIds, Canceller jobs, int most) {
     DriverSide driver = DriverSide.current();
     JobWatch watch =
-        new JobWatch(driver.roster(), executorIds, driver.replacements()::asked, jobs);
+        new JobWatch(driver.roster(), executorIds, driver.replacements()::asked, jobs).atMost(most);
     watch.looking = Threads.repeat(
         GroupJobs.TIMER, GroupJobs.WATCH_MS, () -> watch.look().forEach(driver::replace));
     return watch;
+  }
+
+  /** Names no more executors than so many. */
+  synchronized JobWatch atMost(int limit) {
+    most = limit;
+    return this;
   }
 
   /** The executors that hang. */
@@ -76,6 +87,9 @@ public final class JobWatch implements AutoCloseable {
     } else {
       hung.retainAll(needed);
     }
+    int room = most - lost.size();
+    List<String> news = hung.stream().filter(executor -> !lost.contains(executor)).toList();
+    hung.removeAll(news.subList(Math.min(room, news.size()), news.size()));
     Set<String> found = roster.gone(needed);
     found.addAll(hung);
     found.addAll(lost);

@@ -7,8 +7,6 @@ import java.nio.channels.SocketChannel;
 import java.nio.file.Files;
 import java.security.MessageDigest;
 import java.util.Locale;
-import java.util.concurrent.Future;
-import java.util.concurrent.TimeUnit;
 import jdk.net.ExtendedSocketOptions;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
@@ -57,10 +55,9 @@ final class Session implements Runnable {
 
   @Override
   public void run() {
-    Future<?> patience =
-        bridge.timer().schedule(this::endUnlessTrusted, HELLO_MS, TimeUnit.MILLISECONDS);
     try (channel; Wire opened = new Wire(channel)) {
       wire = opened;
+      opened.abandonUnless(() -> trusted, bridge.timer(), HELLO_MS);
       Frame frame = wire.next();
       while (frame != null && handle(frame)) {
         frame = wire.next();
@@ -68,20 +65,8 @@ final class Session implements Runnable {
     } catch (IOException e) {
       LOG.debug("a worker's connection broke", e);
     } finally {
-      patience.cancel(false);
       staffing.gone();
       rank.gone();
-    }
-  }
-
-  private void endUnlessTrusted() {
-    if (!trusted) {
-      bridge.counters().increment(Counters.Name.REFUSED);
-      try {
-        channel.close();
-      } catch (IOException e) {
-        LOG.debug("a connection that said no hello had ended", e);
-      }
     }
   }
 

@@ -13,6 +13,9 @@ import java.nio.channels.Selector;
 import java.nio.channels.SocketChannel;
 import java.util.ArrayDeque;
 import java.util.Deque;
+import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.TimeUnit;
+import java.util.function.BooleanSupplier;
 import org.slf4j.Logger;
 import org.slf4j.LoggerFactory;
 
@@ -128,6 +131,15 @@ final class Wire implements Closeable {
       LOG.debug("a connection did not close", e);
     }
     selector.wakeup();
+  }
+
+  /** Ends the connection later, unless it is welcome by then. */
+  void abandonUnless(BooleanSupplier welcome, ScheduledExecutorService timer, long afterMs) {
+    timer.schedule(() -> {
+      if (!welcome.getAsBoolean()) {
+        abandon();
+      }
+    }, afterMs, TimeUnit.MILLISECONDS);
   }
 
   @Override

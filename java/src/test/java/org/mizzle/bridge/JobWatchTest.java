@@ -106,6 +106,16 @@ final class JobWatchTest {
     equal(2, cancelled);
   }
 
+  void workThatMakesEachExecutorHangInTurnDoesNotCostThemAll() {
+    hello("1", "2", "3");
+    JobWatch watch = watch().atMost(2);
+    pass(10_001, "2", "3");
+    equal(Set.of("1"), watch.look());
+    pass(10_001);
+    equal(Set.of("1", "2"), watch.look());
+    equal(Set.of("1", "2"), watch.look());
+  }
+
   void whatCouldNotBeCancelledIsTriedAgain() {
     hello("1");
     JobWatch watch = new JobWatch(roster, List.of("1"), Set::of, () -> {

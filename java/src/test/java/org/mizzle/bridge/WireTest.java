@@ -12,6 +12,8 @@ import java.nio.channels.ServerSocketChannel;
 import java.nio.channels.SocketChannel;
 import java.nio.file.Files;
 import java.nio.file.Path;
+import java.util.concurrent.RejectedExecutionException;
+import java.util.concurrent.ScheduledExecutorService;
 
 final class WireTest {
   private final SocketChannel worker;
@@ -37,6 +39,20 @@ final class WireTest {
     equal(3, wire.next().body.remaining());
     equal(100_000, wire.next().body.remaining());
     check(wire.next() == null, "the end");
+    wire.close();
+  }
+
+  void whoIsNotWelcomeInTimeIsNotWaitedFor() throws IOException {
+    ScheduledExecutorService timer = Threads.scheduler("timer");
+    wire.abandonUnless(() -> false, timer, 1);
+    fails(IOException.class, wire::next);
+    wire.close();
+    timer.shutdown();
+  }
+
+  void withoutATimerNobodyIsWaitedFor() throws IOException {
+    fails(RejectedExecutionException.class,
+        () -> wire.abandonUnless(() -> false, AsyncWorkTest.broken(), 1));
     wire.close();
   }
 
