@@ -11,9 +11,12 @@ import pytest
 
 from contract.stores import memory, shared
 from harness import memory_stores, outcomes
+from mizzle.blocks.deadline import Deadline
+from mizzle.blocks.ids import BlockId, DType, Header, Kind
 from mizzle.blocks.memory import MemoryStore
-from mizzle.blocks.store import BlockStore
+from mizzle.blocks.store import BlockStore, Fetched
 from mizzle.collectives import Communicator, Exchange, ExchangeLayout, Node, Wire
+from mizzle.collectives.collective import Collective
 from mizzle.collectives.handover import MAX_SHARE_BYTES
 from mizzle.collectives.signature import Signature, check_agree, shape_of, shape_text, unpack
 from mizzle.errors import CollectiveMismatch, CollectiveTimeout, ConfigError, PeerLost
@@ -92,6 +95,30 @@ def test_a_timeout_names_call_ranks_and_seconds() -> None:
         communicator.all_reduce(ONES, timeout_s=0.1)
     with pytest.raises(PeerLost, match="rank 1 is lost: CollectiveTimeout"):
         Communicator(stores[0]).barrier()
+
+
+class Coming:
+    """A fetch of a block that is there, or is not."""
+
+    def __init__(self, *, there: bool) -> None:
+        self.there = there
+
+    def wait(self, _deadline: Deadline) -> Fetched:
+        if not self.there:
+            raise CollectiveTimeout("not there")
+        return Fetched(
+            Header(BlockId("r", 0, 0, 0, Kind.RESULT, 0, 0), DType.RAW, 0, 0), b"", memoryview(b""), in_place=True
+        )
+
+
+def test_who_is_waited_for_one_after_the_other_is_named_with_all_others_that_are_late() -> None:
+    signature = Signature("exchange")
+    collective = Collective(memory_stores(5)[0], 0, 0, signature=signature, timeout_s=1)
+    with pytest.raises(CollectiveTimeout) as first:
+        collective.await_all({2: Coming(there=False)})
+    with pytest.raises(CollectiveTimeout, match="still missing: ranks 2, 4") as found:
+        collective.give_up_on(first.value, {3: Coming(there=True), 4: Coming(there=False)}, [1])
+    assert (found.value.missing, found.value.heard) == ((2, 4), (1, 3))
 
 
 def test_a_failing_rank_frees_its_peers_within_two_seconds() -> None:
