@@ -20,7 +20,9 @@ from mizzle.blocks.deadline import Deadline
 
 IDLE_S = 60.0
 """After which residents that nobody wants end."""
-WARM_UP = 3
+COLLECTED = 5
+"""How often garbage is collected before the driver's heap is measured."""
+WARM_UP = 5
 """Fits before what the driver holds is counted: Spark and torch fill their caches in the first."""
 
 
@@ -35,21 +37,26 @@ class Soak:
         self.fits = 0
 
     def fit(self) -> dict[str, Any]:
-        """One training, judged later; what its ranks noted is taken away again."""
+        """One training, judged later; what its ranks noted is taken away again, and nothing of it stays in memory."""
         ledger = self.home / f"ledger{self.fits}"
         ledger.mkdir()
         self.fits += 1
         found = played(self.spark, self.stage["scene"], ledger, self.watch, [])
         for path in ledger.iterdir():
             path.unlink()
+        with (self.home / "fits.json").open("a") as out:
+            out.write(json.dumps(found) + "\n")
         return found
 
     def held(self) -> dict[str, int]:
         """What the driver's two processes hold, and what works for them."""
         gc.collect()
         jvm: Any = self.spark.sparkContext._jvm
-        heap = jvm.java.lang.Runtime.getRuntime()
-        heap.gc()
+        heap, paused = jvm.java.lang.Runtime.getRuntime(), threading.Event()
+        for _ in range(COLLECTED):
+            # Spark lets go of shuffles and broadcasts when it learns that nobody knows them any more.
+            heap.gc()
+            paused.wait(1)
         gateway: Any = self.spark.sparkContext._gateway
         pid = int(gateway.proc.pid)  # the scripts that start it become it
         return {
@@ -59,13 +66,13 @@ class Soak:
 
     def ends(self) -> list[float]:
         """When groups were done, of all fits."""
-        return sorted(end for one in self.watch.of.values() for end in one.ends)
+        return sorted(end for one in list(self.watch.of.values()) for end in one.ends)
 
     def run(self) -> dict[str, Any]:
         """Fit, strike, fit, strike."""
         wanted = self.stage["executors"]
         self.executors.await_count(wanted)
-        calm = [self.fit() for _ in range(WARM_UP)]
+        calm = [self.fit() for _ in range(WARM_UP)][-1]
         left = self.cast.inventory.left()
         before = self.held()
         begun = time.time()
@@ -73,19 +80,18 @@ class Soak:
             self.spark, self.home / "local", seed=self.stage["seed"], every_s=self.stage["every_s"],
             got_on=self._got_on, executors=wanted, faults=self.stage.get("faults", FAULTS),
         )  # fmt: skip
-        fits = []
         while self._goes_on(nemesis, begun):
-            fits.append(self.fit())
-            logging.getLogger(__name__).info("fit %d, %d faults", len(fits), len(nemesis.struck))
+            self.fit()
+            logging.getLogger(__name__).info("fit %d, %d faults", self.fits, len(nemesis.struck))
             (self.home / "so_far.json").write_text(json.dumps({"struck": nemesis.struck}))
-        wall_s = time.time() - begun
+        wall_s, under_fire = time.time() - begun, self.fits - WARM_UP
         nemesis.end()
         self.executors.await_count(wanted)
-        last = self.fit()  # with nobody striking
+        self.fit()  # with nobody striking
         self._await_idle_ones()
         left += self.cast.inventory.left()
         return {
-            "calm": calm[-1], "fits": [*fits, last], "struck": nemesis.struck, "begun": begun, "wall_s": wall_s,
+            "calm": calm, "under_fire": under_fire, "struck": nemesis.struck, "begun": begun, "wall_s": wall_s,
             "ends": [end for end in self.ends() if end > begun], "before": before, "after": self.held(), "left": left,
         }  # fmt: skip
 
