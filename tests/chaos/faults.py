@@ -33,7 +33,8 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-u
 
 APART_S = 1.5
 ZOMBIE_S = 20.0
-ZOMBIES_REPORT = "zombie.json"
+ADMITTED, WAITED, ZOMBIES_REPORT = "admitted.id", "waited.id", "zombie.id"
+"""Of a ledger: the ranks behind a zombie are all admitted; they have waited for it; what it says."""
 GROUP_NAME = "mizzle-test"
 """Of the control groups that actions make."""
 POINTS = {
@@ -250,14 +251,13 @@ class Faulty(Mlp):
 
     def _outlive_zombies(self, ledger: Path) -> None:
         """A run must not be over before an attempt that lives on has tried all it can."""
-        if not any(fault.action == "leave_zombie" for fault in self.faults):
-            return
-        deadline, paused = Deadline.after(ZOMBIE_S), threading.Event()
-        over = ledger / "zombie.id"
-        while any(ledger.glob("*.leave_zombie.*")) and not over.exists():
-            if deadline.passed or any(ledger.parent.rglob(ZOMBIES_REPORT)):
-                over.touch()
-            paused.wait(0.1)
+        follows = rank_here().get("generation", 0) > 0 and any(ledger.glob("*.leave_zombie.*"))
+        if follows and not (ledger / WAITED).exists():
+            (ledger / ADMITTED).touch()
+            deadline, paused = Deadline.after(ZOMBIE_S), threading.Event()
+            while not ((ledger / ZOMBIES_REPORT).exists() or deadline.passed):
+                paused.wait(0.1)
+            (ledger / WAITED).touch()
 
 
 class Busy(Faulty):

@@ -192,11 +192,11 @@ class Cast:
         if scene.get("at_fetch"):
             kill_before_fetch(self.spark, ledger)
 
-    def settle(self, scene: dict[str, Any], _ledger: Path, found: dict[str, Any]) -> None:
+    def settle(self, scene: dict[str, Any], ledger: Path, found: dict[str, Any]) -> None:
         """What struck from outside is over; limits of processes are, too."""
         release(GROUP_NAME)
         if any(one["action"] == leave_zombie.__name__ for one in scene.get("faults", ())):
-            found["zombie"] = report_of_zombie(self.home)
+            found["zombie"] = report_of_zombie(ledger)
 
     def _two(self, scene: dict[str, Any], ledger: Path, faults: Sequence[Fault]) -> dict[str, Any]:
         """The scene, with another training beside it in the same session, which nothing strikes itself."""

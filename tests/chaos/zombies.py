@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import socket
 import subprocess
 import sys
@@ -19,7 +18,7 @@ from typing import Any
 
 from pyspark import cloudpickle
 
-from chaos.faults import ZOMBIES_REPORT, executor_pid
+from chaos.faults import ADMITTED, ZOMBIES_REPORT, executor_pid
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import ERROR, PREFIX, Request, Writer
@@ -39,10 +38,11 @@ _FENCED = 4
 def leave_zombie() -> None:
     """An action for a `chaos.faults.Fault`."""
     context: Any = next(one for one in gc.get_objects() if type(one).__name__ == "RankContext")
+    fault: Any = next(one for one in gc.get_objects() if type(one).__name__ == "Fault" and "zombie" in one.action)
     connection: socket.socket = context._client._socket
     said = {
         "run": context.run, "generation": context.terms.generation, "rank": context.rank, "size": context.size,
-        "connection": connection.fileno(), "report": str(Path(os.environ["SPARK_LOCAL_DIRS"]) / ZOMBIES_REPORT),
+        "connection": connection.fileno(), "ledger": str(fault.ledger),
         "jvm": executor_pid(),
     }  # fmt: skip
     subprocess.Popen(
@@ -53,14 +53,14 @@ def leave_zombie() -> None:
     raise PeerLost(context.rank, "its attempt is taken for dead")
 
 
-def report_of_zombie(home: Path) -> dict[str, Any]:
+def report_of_zombie(ledger: Path) -> dict[str, Any]:
     """What it says when it has done all it could; nothing, if it has not."""
     deadline, paused = Deadline.after(WAIT_S), threading.Event()
-    while not (found := list(home.rglob(ZOMBIES_REPORT))):
+    while not (ledger / ZOMBIES_REPORT).exists():
         if deadline.passed:
             return {}
         paused.wait(0.05)
-    told: dict[str, Any] = json.loads(found[0].read_text())
+    told: dict[str, Any] = json.loads((ledger / ZOMBIES_REPORT).read_text())
     return told
 
 
@@ -71,11 +71,11 @@ class Zombie:
     """The attempt."""
 
     def __init__(
-        self, *, run: str, generation: int, rank: int, size: int, connection: int, report: str, jvm: int
+        self, *, run: str, generation: int, rank: int, size: int, connection: int, ledger: str, jvm: int
     ) -> None:
         self._run, self._generation, self._rank, self._size = run, generation, rank, size
         self._socket = socket.socket(fileno=connection)
-        self._report, self._jvm = Path(report), jvm
+        self._ledger, self._jvm = Path(ledger), jvm
         self._number = 0
         self._received = bytearray()
 
@@ -87,15 +87,23 @@ class Zombie:
         for _ in range(ROUNDS):
             old += self._push(self._generation)
             current += self._push(self._generation + 1)
+        self._await_ranks()
         impostors = [self._impostor() for _ in range(IMPOSTORS)]
         after = live_bytes(self._jvm), memory_bytes(self._jvm)
         told = {
             "before_the_fence": accepted, "old": old, "current": current, "impostors": impostors,
             "heap_bytes": after[0] - before[0], "memory_bytes": after[1] - before[1],
         }  # fmt: skip
-        unfinished = self._report.with_suffix(".new")
+        unfinished = self._ledger / "unfinished.id"
         unfinished.write_text(json.dumps(told))
-        unfinished.replace(self._report)
+        unfinished.replace(self._ledger / ZOMBIES_REPORT)
+
+    def _await_ranks(self) -> None:
+        """Until those that follow are admitted: before that anybody may come who knows the token."""
+        deadline, paused = Deadline.after(WAIT_S), threading.Event()
+        while not (self._ledger / ADMITTED).exists():
+            deadline.check("the ranks of the next generation")
+            paused.wait(0.05)
 
     def _await_fence(self) -> int:
         """Until the next generation has come: before that it is the rank. How many blocks it has put."""

@@ -17,8 +17,8 @@ _log = logging.getLogger(__name__)
 _MOST_OF_ONE = 3
 """Faults that name the same rank without a boundary between them: what it does there kills it."""
 _MOST_LATE, _LATE_S = 2, 60.0
-"""Deadlines that passed without anybody being lost, and for how long: who hangs in code of the user's will hang again,
-but a network may be whole again, and where deadlines are short two of them are soon over."""
+"""Deadlines that passed without anybody being lost: who hangs in code of the user's will hang again. Where nobody does,
+they must pass for so long, too: a network may be whole again, and two short ones are soon over."""
 _MOST = 10
 _VERDICT_S = 3.0
 """How long Spark may take to find out that an executor is gone whose connections have closed."""
@@ -49,7 +49,7 @@ class Faults:
         if self._noticed is None:
             self._noticed = cause, time.time()
 
-    def count(self, error: Recoverable, *, ended: bool = True, given_up: bool = False) -> None:
+    def count(self, error: Recoverable, *, ended: bool = True, given_up: bool = False, hangs: bool = True) -> None:
         """Make sure that running it again may help.
 
         Args:
@@ -57,6 +57,7 @@ class Faults:
             ended: whether the rank that it names has really ended; otherwise peers have lost it, and that is as much
                 their fault.
             given_up: whether somebody has been given up for it: then a deadline was no sign of code that hangs.
+            hangs: whether it may have been one: ranks have waited for one that did not wait itself.
 
         Raises:
             MizzleError: ``error`` itself: it has not helped.
@@ -67,7 +68,7 @@ class Faults:
             self._late_since = self._late_since if self._late else time.monotonic()
             self._late += 1
         again = rank >= 0 and self._named[rank] >= _MOST_OF_ONE
-        late = self._late >= _MOST_LATE and time.monotonic() - self._late_since >= _LATE_S
+        late = self._late >= _MOST_LATE and (hangs or time.monotonic() - self._late_since >= _LATE_S)
         if again or late or self._named.total() >= _MOST:
             error.add_note(f"it was tried {self._named.total()} times from the same boundary")
             raise error
@@ -143,6 +144,9 @@ class Unreachable:
     Once may be chance: who cannot be connected to twice in a row is given up. When executors have waited for each other
     in vain until a deadline, once is enough.
 
+    Attributes:
+        is_cut: whether ranks of the last group were kept apart by the network.
+
     Args:
         run: the run's id.
         replace: has Spark end an executor, and start another one; None: nobody else can do its work.
@@ -151,6 +155,7 @@ class Unreachable:
     def __init__(self, run: str, replace: Callable[[str], None] | None) -> None:
         """None so far."""
         self._run, self._replace = run, replace
+        self.is_cut = False
         self._suspect: str | None = None
         self._patience: Deadline | None = None
 
@@ -179,7 +184,8 @@ class Unreachable:
             outcome.rank: error for outcome, error in _errors(outcomes)
             if isinstance(error, CollectiveTimeout) and 0 <= outcome.rank < len(executors)
         }  # fmt: skip
-        if not out_of_touch(late):
+        self.is_cut = out_of_touch(late)
+        if not self.is_cut:
             return []
         missed = [(who, whom) for who, error in late.items() for whom in error.missing if whom < len(executors)]
         return self._without(cut_off([(executors[who], executors[whom]) for who, whom in missed]))

@@ -112,7 +112,7 @@ class GroupRunner:
         self._faults = Faults(run)
         self._silent: list[str] = []
         self._dead: set[int] = set()
-        self._given_up = False
+        self._given_up, self._hangs = False, False
         self._places: tuple[tuple[str, str], ...] = ()
         self._unreachable = Unreachable(run, driver.replace if restaff else None)
         self._orders = 0
@@ -202,7 +202,7 @@ class GroupRunner:
             _log.warning("run=%s %s", self.run[:4], ended)
             error.add_note(ended)
         try:
-            self._faults.count(error, ended=self._has_ended(error), given_up=self._given_up)
+            self._faults.count(error, ended=self._has_ended(error), given_up=self._given_up, hangs=self._hangs)
         except MizzleError:
             explain(error, title, self._places)
             raise
@@ -286,7 +286,7 @@ class GroupRunner:
         """Begin a generation: one job of Python tasks makes the ranks resident."""
         self._replace()
         self._generation += 1
-        self._silent, self._dead, self._given_up = list(self._executors), set(), False
+        self._silent, self._dead, self._given_up, self._hangs = list(self._executors), set(), False, False
         terms = JoinTerms(self.run, self._generation, 0, self._size, self._layout.transport, self._layout.timeout_s)
         # Rows come once: later they are in the arenas, to which the ranks return.
         with_rows = self._rows is not None and not self._executors
@@ -331,6 +331,7 @@ class GroupRunner:
         outcomes = [_outcome(result, self.where(result.rank)) for result in told]
         without = self._unreachable.give_up_missed(outcomes, self._executors)
         self._silent, self._given_up = without or self._silent, bool(without)
+        self._hangs = not self._unreachable.is_cut
         self._dead = {result.rank for result in found if result.status is TaskStatus.DIED}
         raise_cause(outcomes)
         if self._silent:
