@@ -37,6 +37,7 @@ _FEATURES, _HIDDEN, _CLASSES, _ROWS = 64, 512, 10, 4096
 _COURSE = "mizzle.spark.course"
 _GROUPS_BEFORE = 3
 _REPLACED_S = 60.0
+_TRIES = 3
 _RESIDENT = b"mizzle.spark.resident"
 
 
@@ -111,13 +112,18 @@ def bench_recovery(
     calm = _fit(frame, plan, spare=False)
     records = []
     for fault in plan.faults:
-        seen = []
-        for repeat in range(plan.repeats):
-            report(f"{fault}: {repeat + 1} of {plan.repeats}")
+        seen: list[_Seen] = []
+        for seed in range(_TRIES * plan.repeats):
+            report(f"{fault}: {len(seen) + 1} of {plan.repeats}")
             _await_executors(spark, plan.workers)
-            with _striking(spark, fault, seed=repeat) as struck_at:
+            with _striking(spark, fault, seed=seed) as struck_at:
                 result = _fit(frame, plan, spare=fault == "executor_kill_spare")
-            seen.append(_Seen.of(result, calm, struck_at))
+            if result.history.faults:  # otherwise it was over too soon, or a process was struck that was idle
+                seen.append(_Seen.of(result, calm, struck_at))
+            if len(seen) == plan.repeats:
+                break
+        else:
+            raise MizzleError(f"{fault}: most trainings were over before they were struck: give them more iterations")
         records.append(_summed_up(fault, seen))
     return records
 
@@ -137,8 +143,6 @@ class _Seen:
             torch.equal(value, calm.model.state_dict()[name]) for name, value in result.model.state_dict().items()
         )
         faults: list[FaultRecord] = result.history.faults
-        if not struck_at or not faults:
-            raise MizzleError("a training was over before it was struck: give it more iterations")
         again = next(group for group in result.history.groups if group.first == faults[0].boundary)
         return cls(faults[0].noticed_at - struck_at[0], faults[-1].resumed_at - struck_at[0], again.size, equal)
 
