@@ -227,10 +227,11 @@ class Reducing:
 
     def _await(self, place: int, pending: Sequence[Pending]) -> Fetched:
         """One of the contributions from other islands."""
-        senders = [parcel.sender for parcel in self._routes.incoming]
+        sender = self._routes.incoming[place].sender
         try:
-            return self._collective.await_all({senders[place]: pending[place]})[senders[place]]
+            return self._collective.await_all({sender: pending[place]})[sender]
         except CollectiveTimeout as error:
+            senders = [parcel.sender for parcel in self._routes.incoming]
             rest = dict(zip(senders[place + 1 :], pending[place + 1 :], strict=True))
             self._collective.give_up_on(error, rest, senders[:place])
 
