@@ -5,6 +5,7 @@ An executor's idle residents with their standbys are meant to stay for the next 
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -93,6 +94,11 @@ def executor_of(one: Process, among: list[Process]) -> Process | None:
     return next((other for other in among if other.is_executor and one.directory.startswith(other.directory)), None)
 
 
+def named(home: Path, name: str) -> Iterator[Path]:
+    """Files of that name, while folders come and go: `Path.rglob` would raise where one goes as it looks into it."""
+    return (Path(folder, name) for folder, _, files in os.walk(home) if name in files)
+
+
 class Inventory:
     """Of one application on this machine.
 
@@ -136,7 +142,7 @@ class Inventory:
         yield from (str(path) for path in set(_SHARED.iterdir()) - self._names if "mizzle" in path.name)
 
     def _of_bridges(self) -> Iterator[str]:
-        for card in self._home.rglob(CARD):
+        for card in named(self._home, CARD):
             try:
                 path, token = card.read_text().split()
                 with BridgeClient(path, bytes.fromhex(token), Deadline.after(5)) as client:

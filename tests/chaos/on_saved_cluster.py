@@ -16,6 +16,7 @@ from typing import Any
 from pyspark.sql import SparkSession
 
 from chaos.faults import bits
+from chaos.inventory import named
 from chaos.membership import Executors
 from chaos.on_faulty_cluster import GROUP, ITERATIONS, adam, cluster
 from chaos.records import Watch, Watched
@@ -52,7 +53,7 @@ def strike_once(watch: Watch, checkpoints: Path, action: Callable[[], None]) -> 
     boundaries: list[int] = []
 
     def struck(runner: GroupRunner, _done: Watched) -> None:
-        if runner._since.iteration > EVERY and any(checkpoints.rglob(MANIFEST)):
+        if runner._since.iteration > EVERY and any(named(checkpoints, MANIFEST)):
             watch.at_boundary = lambda _runner, _done: None
             boundaries.append(runner._since.iteration)
             action()

@@ -19,7 +19,7 @@ from py4j.protocol import Py4JJavaError
 from pyspark import InheritableThread, SparkContext
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.spark.driver import DriverSide, await_slots
+from mizzle.spark.driver import DriverSide, await_slots, num_executors, task_slots
 from mizzle.spark.jvm_groups import JvmGroups
 from mizzle.spark.session import session
 
@@ -158,7 +158,20 @@ def play(scene: Scene, driver: DriverSide) -> dict[str, Any]:
     seen["after executor"] = scene.group()
     seen["cancelled"] = scene.group_during(lambda: scene.context.cancelJobsWithTag(scene.run))
     seen["stuck ended"] = [is_gone(one["pid"]) for one in scene.residents]
+    driver.replace(scene.residents[0]["executor"])
+    seen["slots while one is replaced"] = slots_without_one(scene.context)
+    await_slots(scene.context, RANKS, Deadline.after(WITHIN_S))
+    seen["slots behind it"] = task_slots(scene.context)
     return seen
+
+
+def slots_without_one(context: SparkContext) -> tuple[int, int]:
+    """Task slots, and executors that have them, as soon as one executor's are gone."""
+    deadline, pause = Deadline.after(WITHIN_S), threading.Event()
+    while (slots := task_slots(context)) == RANKS:
+        deadline.check("an executor to be replaced")
+        pause.wait(0.01)
+    return slots, num_executors(context)
 
 
 def main(home: Path) -> None:

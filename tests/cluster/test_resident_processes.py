@@ -55,3 +55,8 @@ def test_a_killed_executor_ends_the_group_too(seen: dict[str, Any]) -> None:
 def test_processes_that_do_not_end_with_a_cancelled_group_are_killed(seen: dict[str, Any]) -> None:
     assert "cancelled" in seen["cancelled"]
     assert seen["stuck ended"] == [True, True]
+
+
+def test_an_executor_that_is_being_replaced_is_awaited(seen: dict[str, Any]) -> None:
+    assert seen["slots while one is replaced"] == [1, 1]
+    assert seen["slots behind it"] == len(BOTH)

@@ -9,7 +9,7 @@ that rule.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import NamedTuple, NoReturn, Self
 
@@ -215,19 +215,23 @@ class Collective:
             raise error
         return fetched
 
-    def give_up_on(self, error: CollectiveTimeout, rest: Mapping[int, Pending], heard: Collection[int]) -> NoReturn:
-        """Behind a deadline, where ranks are waited for one after the other: name all that are missing.
+    def await_each(self, pending: Sequence[tuple[int, Pending]]) -> Iterator[Fetched]:
+        """Wait for blocks one after the other; each is there to be used before the next one is waited for.
 
         Args:
-            error: what the wait for the first of them said.
-            rest: what has not been waited for; each is there by now, or late as well.
-            heard: ranks whose blocks came before.
+            pending: in order, of which rank, and its block.
 
         Raises:
-            CollectiveTimeout: always.
+            CollectiveTimeout: names all ranks that are missing by then, not the first alone.
+            CollectiveMismatch: a block is longer than was agreed.
         """
-        late = {*error.missing, *(rank for rank, one in rest.items() if not self._is_there(one))}
-        self._give_up(sorted(late), error, heard=sorted({*heard, *rest} - late))
+        for place, (rank, one) in enumerate(pending):
+            try:
+                block = one.wait(self._deadline)
+            except CollectiveTimeout as error:
+                late = {rank, *(other for other, behind in pending[place + 1 :] if not self._is_there(behind))}
+                self._give_up(sorted(late), error, heard=sorted({other for other, _ in pending} - late))
+            yield block
 
     def _is_there(self, pending: Pending) -> bool:
         try:

@@ -6,7 +6,7 @@ Bucket by bucket: all of them when all are there, or each as soon as it is reduc
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
@@ -25,7 +25,6 @@ from mizzle.collectives.timeline import Timeline
 from mizzle.collectives.views import over_payload, over_region
 from mizzle.collectives.window import LAG, Window
 from mizzle.collectives.wire import Wire
-from mizzle.errors import CollectiveTimeout
 
 _FP32_BYTES = 4
 
@@ -34,7 +33,7 @@ class _Coming(NamedTuple):
     """A bucket whose values are on their way, from every rank that has some for this one."""
 
     number: int
-    blocks: Mapping[int, Pending]
+    blocks: Sequence[tuple[int, Pending]]
 
 
 class Gathering:
@@ -155,8 +154,8 @@ class Gathering:
             self._coming.append(_Coming(number, self._ask(number)))
         self._turns += 1
 
-    def _ask(self, number: int) -> dict[int, Pending]:
-        wire, asked = self._travelling, dict[int, Pending]()
+    def _ask(self, number: int) -> list[tuple[int, Pending]]:
+        wire, asked = self._travelling, list[tuple[int, Pending]]()
         for place, rank in enumerate(self._routes.sources):
             cut = self._cuts[number][rank]
             if not len(cut):
@@ -165,9 +164,8 @@ class Gathering:
                 Span(self._region, *cut.of_bytes(_FP32_BYTES)) if wire is Wire.FP32
                 else self._into.span(self._turns, place, len(cut) * wire.element_bytes)
             )  # fmt: skip
-            asked[rank] = self._collective.fetch(
-                Kind.RESULT, into, slice_=rank, source=rank, number=FIRST_BUCKET + number
-            )  # fmt: skip
+            block = self._collective.fetch(Kind.RESULT, into, slice_=rank, source=rank, number=FIRST_BUCKET + number)
+            asked.append((rank, block))
         return asked
 
     def finish(self) -> None:
@@ -182,13 +180,7 @@ class Gathering:
 
     def _keep_oldest(self) -> None:
         number, blocks = self._coming.popleft()
-        ranks = list(blocks)
-        for place, rank in enumerate(ranks):
-            try:
-                block = self._collective.await_all({rank: blocks[rank]})[rank]
-            except CollectiveTimeout as error:
-                rest = {other: blocks[other] for other in ranks[place + 1 :]}
-                self._collective.give_up_on(error, rest, ranks[:place])
+        for (rank, _), block in zip(blocks, self._collective.await_each(blocks), strict=True):
             self._keep(block, self._cuts[number][rank])
 
     def _keep(self, block: Fetched, cut: Slice) -> None:

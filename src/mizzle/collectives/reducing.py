@@ -23,7 +23,7 @@ from mizzle.collectives.tree import Node
 from mizzle.collectives.views import over_payload
 from mizzle.collectives.window import LAG, Window
 from mizzle.collectives.wire import Wire
-from mizzle.errors import CollectiveMismatch, CollectiveTimeout
+from mizzle.errors import CollectiveMismatch
 
 OPENING, CLOSING, GATHERED, FIRST_BUCKET = range(4)
 """Numbers of an exchange's rounds; then come its buckets."""
@@ -217,23 +217,15 @@ class Reducing:
             sources: dict[Node, torch.Tensor] = {
                 held.node: vector[cut.start : cut.stop] for held, vector in self._vectors.items()
             }
-            for place, parcel in enumerate(self._routes.incoming):
-                source = self._checked(self._await(place, pending), len(cut))
+            incoming = self._routes.incoming
+            coming = [(parcel.sender, one) for parcel, one in zip(incoming, pending, strict=True)]
+            for parcel, block in zip(incoming, self._collective.await_each(coming), strict=True):
+                source = self._checked(block, len(cut))
                 if source is not None:
                     sources[parcel.node] = source
             total = targets.pop()
             self._combiner.combine(sources, total)
             return total
-
-    def _await(self, place: int, pending: Sequence[Pending]) -> Fetched:
-        """One of the contributions from other islands."""
-        sender = self._routes.incoming[place].sender
-        try:
-            return self._collective.await_all({sender: pending[place]})[sender]
-        except CollectiveTimeout as error:
-            senders = [parcel.sender for parcel in self._routes.incoming]
-            rest = dict(zip(senders[place + 1 :], pending[place + 1 :], strict=True))
-            self._collective.give_up_on(error, rest, senders[:place])
 
     def _checked(self, block: Fetched, count: int) -> torch.Tensor | None:
         """A contribution from another island; None when it is absent."""

@@ -50,7 +50,6 @@ class Dealing:
         self._context, self._driver, self._run = context, driver, run
         self._frames, self._work_of = frames, work_of
         self._least, self._most, self._one_each, self._timeout_s = least, most, one_each, timeout_s
-        # Now, while all is quiet: Spark counts an executor that ends out of the one number before the other.
         self._each = max(1, task_slots(context) // max(1, num_executors(context)))
         self._num_shards = 0
         self._files: dict[str, dict[int, ShardInfo]] = {name: {} for name in frames}

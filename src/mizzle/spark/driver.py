@@ -180,7 +180,10 @@ def has_dynamic_allocation(context: SparkContext) -> bool:
 
 
 def num_executors(context: SparkContext) -> int:
-    """Executors that have registered; embedded Spark's only one is the driver, elsewhere it is left out."""
-    spark: Any = context._jsc.sc()  # noqa: SLF001 - PySpark offers no way to count executors
-    known = int(spark.getExecutorMemoryStatus().size())
-    return known if _is_embedded(context) else known - 1
+    """Executors whose task slots `task_slots` counts: not those that are starting, or being replaced."""
+    if _is_embedded(context):
+        return 1
+    # Not Spark's list of block managers: an executor that ends is off the one before it is off the other.
+    backend: Any = context._jsc.sc().schedulerBackend()  # noqa: SLF001 - PySpark offers no way to count executors
+    known = backend.getExecutorIds()
+    return sum(bool(backend.isExecutorActive(known.apply(index))) for index in range(known.size()))

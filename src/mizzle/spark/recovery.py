@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Container, Mapping, Sequence
+from dataclasses import dataclass
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import CollectiveTimeout, MizzleError, PeerLost, PeerUnreachable, Recoverable
@@ -19,13 +20,31 @@ _MOST_OF_ONE = 3
 _MOST_LATE, _LATE_S = 2, 60.0
 """Deadlines that passed without anybody being lost: who hangs in code of the user's will hang again. Where nobody does,
 they must pass for so long, too: a network may be whole again, and two short ones are soon over."""
-_MOST = 10
+_MOST, _BROKEN_S = 10, 120.0
+"""Faults of any kind. Where connections broke and nobody ended, they must go on for so long: a try takes a second."""
 _VERDICT_S = 3.0
 """How long Spark may take to find out that an executor is gone whose connections have closed."""
 _LOOK_AGAIN_S = 0.02
 _PATIENCE_S = 30.0
 """Until another executor is given up: a network may be whole again, and two may hold all copies of a state."""
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.05, 2.0
+
+
+@dataclass(frozen=True, slots=True)
+class Signs:
+    """What the last try, to settle or to run a group, has shown of those that take part.
+
+    Attributes:
+        silent: executors of which nothing was heard.
+        dead: ranks whose processes ended.
+        given_up: whether an executor was, because others could not reach it.
+        hangs: whether a rank may have made the others wait: the network has not kept them apart.
+    """
+
+    silent: tuple[str, ...] = ()
+    dead: frozenset[int] = frozenset()
+    given_up: bool = False
+    hangs: bool = False
 
 
 class Faults:
@@ -41,6 +60,7 @@ class Faults:
         self._run = run
         self._named: Counter[int] = Counter()
         self._late, self._late_since = 0, 0.0
+        self._first_at = 0.0
         self._noticed: tuple[str, float] | None = None
 
     def notice(self, cause: str) -> None:
@@ -63,13 +83,16 @@ class Faults:
             MizzleError: ``error`` itself: it has not helped.
         """
         rank = error.rank if isinstance(error, PeerLost) and ended else -1
+        self._first_at = self._first_at if self._named else time.monotonic()
         self._named[rank] += 1
         if isinstance(error, CollectiveTimeout) and not given_up:
             self._late_since = self._late_since if self._late else time.monotonic()
             self._late += 1
         again = rank >= 0 and self._named[rank] >= _MOST_OF_ONE
         late = self._late >= _MOST_LATE and (hangs or time.monotonic() - self._late_since >= _LATE_S)
-        if again or late or self._named.total() >= _MOST:
+        broken = isinstance(error, PeerLost) and not ended
+        many = self._named.total() >= _MOST and not (broken and time.monotonic() - self._first_at < _BROKEN_S)
+        if again or late or many:
             error.add_note(f"it was tried {self._named.total()} times from the same boundary")
             raise error
 
@@ -159,7 +182,7 @@ class Unreachable:
         self._suspect: str | None = None
         self._patience: Deadline | None = None
 
-    def give_up(self, outcomes: Sequence[Outcome], executors: Sequence[str]) -> list[str]:
+    def give_up(self, outcomes: Sequence[Outcome], executors: Sequence[str]) -> tuple[str, ...]:
         """Whom to go on without, after ranks have tried to come together: at most one, which is being replaced.
 
         Args:
@@ -173,7 +196,7 @@ class Unreachable:
         before, self._suspect = self._suspect, cut_off(reports)
         return self._without(self._suspect if self._suspect == before else None)
 
-    def give_up_missed(self, outcomes: Sequence[Outcome], executors: Sequence[str]) -> list[str]:
+    def give_up_missed(self, outcomes: Sequence[Outcome], executors: Sequence[str]) -> tuple[str, ...]:
         """Whom to go on without, after a group in which a deadline has passed: at most one, which is being replaced.
 
         Args:
@@ -186,17 +209,17 @@ class Unreachable:
         }  # fmt: skip
         self.is_cut = out_of_touch(late)
         if not self.is_cut:
-            return []
+            return ()
         missed = [(who, whom) for who, error in late.items() for whom in error.missing if whom < len(executors)]
         return self._without(cut_off([(executors[who], executors[whom]) for who, whom in missed]))
 
-    def _without(self, executor: str | None) -> list[str]:
+    def _without(self, executor: str | None) -> tuple[str, ...]:
         if executor is None or self._replace is None or not (self._patience is None or self._patience.passed):
-            return []
+            return ()
         self._patience = Deadline.after(_PATIENCE_S)
         _log.warning("run=%s its peers cannot reach executor %s: it is replaced", self._run[:4], executor)
         self._replace(executor)
-        return [executor]
+        return (executor,)
 
 
 def _errors(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, BaseException | None]]:

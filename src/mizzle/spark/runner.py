@@ -31,7 +31,7 @@ from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
 from mizzle.spark.orders import Committed, JoinTerms
 from mizzle.spark.outcome import Failure, Outcome, raise_cause
 from mizzle.spark.placement import placed
-from mizzle.spark.recovery import Faults, Retries, Unreachable, await_verdict
+from mizzle.spark.recovery import Faults, Retries, Signs, Unreachable, await_verdict
 from mizzle.training.history import FaultRecord
 
 _log = logging.getLogger(__name__)
@@ -110,9 +110,7 @@ class GroupRunner:
         self._generation = -1
         self._since = since or Committed()
         self._faults = Faults(run)
-        self._silent: list[str] = []
-        self._dead: set[int] = set()
-        self._given_up, self._hangs = False, False
+        self._signs = Signs()
         self._places: tuple[tuple[str, str], ...] = ()
         self._unreachable = Unreachable(run, driver.replace if restaff else None)
         self._orders = 0
@@ -197,19 +195,21 @@ class GroupRunner:
         """The ranks settle anew, unless that has not helped before: then ``error`` is raised."""
         self._prepared = None
         self._faults.notice(f"{title}: {error}")
-        await_verdict(self._silent, self._driver.hosts)  # whose end is known by then can be told
+        await_verdict(self._signs.silent, self._driver.hosts)  # whose end is known by then can be told
         for ended in filter(None, (end_of(one, self._driver.why_removed) for one in self._executors)):
             _log.warning("run=%s %s", self.run[:4], ended)
             error.add_note(ended)
         try:
-            self._faults.count(error, ended=self._has_ended(error), given_up=self._given_up, hangs=self._hangs)
+            self._faults.count(
+                error, ended=self._has_ended(error), given_up=self._signs.given_up, hangs=self._signs.hangs
+            )  # fmt: skip
         except MizzleError:
             explain(error, title, self._places)
             raise
 
     def _has_ended(self, error: Recoverable) -> bool:
         """Whether the rank that it names is known to have ended: its peers may have lost a connection only."""
-        if not isinstance(error, PeerLost) or error.rank in self._dead:
+        if not isinstance(error, PeerLost) or error.rank in self._signs.dead:
             return True
         if not 0 <= error.rank < len(self._executors):
             return True
@@ -286,7 +286,7 @@ class GroupRunner:
         """Begin a generation: one job of Python tasks makes the ranks resident."""
         self._replace()
         self._generation += 1
-        self._silent, self._dead, self._given_up, self._hangs = list(self._executors), set(), False, False
+        self._signs = Signs(silent=self._executors)
         terms = JoinTerms(self.run, self._generation, 0, self._size, self._layout.transport, self._layout.timeout_s)
         # Rows come once: later they are in the arenas, to which the ranks return.
         with_rows = self._rows is not None and not self._executors
@@ -297,7 +297,8 @@ class GroupRunner:
         outcomes: list[Outcome] = self._jobs.run(
             title, hired.collect, {at: rank for rank, at in enumerate(self._executors)}
         )
-        self._silent = self._unreachable.give_up(outcomes, self._executors) or self._silent
+        if without := self._unreachable.give_up(outcomes, self._executors):
+            self._signs = Signs(silent=without)
         raise_cause(outcomes)
         by_rank = sorted(outcomes, key=lambda outcome: outcome.rank)
         self._executors = tuple(outcome.executor_id for outcome in by_rank)
@@ -322,26 +323,29 @@ class GroupRunner:
         wall_s, cpu_s = time.perf_counter() - begun, self._cpu_s() - cpu_s
         if any(result.status is TaskStatus.AWAY for result in found):
             raise Misplaced("a task was started away from its rank")
-        # Where a process died its bridge said so: nobody else is suspected.
-        self._silent = [] if any(one.status is TaskStatus.DIED for one in found) else [
-            executor for executor, one in zip(self._executors, found, strict=True) if one.status is TaskStatus.MISSING
-        ]  # fmt: skip
         # What is missing was cancelled because of a rank that failed or died: that one says why.
         told = [result for result in found if result.status is not TaskStatus.MISSING]
         outcomes = [_outcome(result, self.where(result.rank)) for result in told]
-        without = self._unreachable.give_up_missed(outcomes, self._executors)
-        self._silent, self._given_up = without or self._silent, bool(without)
-        self._hangs = not self._unreachable.is_cut
-        self._dead = {result.rank for result in found if result.status is TaskStatus.DIED}
+        self._signs = self._look(found, outcomes)
         raise_cause(outcomes)
-        if self._silent:
+        if silent := self._signs.silent:
             hosts = self._driver.hosts()
-            lost = next((executor for executor in self._silent if executor not in hosts), self._silent[0])
+            lost = next((executor for executor in silent if executor not in hosts), silent[0])
             raise PeerLost(self._executors.index(lost), f"executor {lost} is gone, or hangs: nothing is heard of it")
         outcomes.sort(key=lambda outcome: outcome.rank)
         return GroupRun(
             [outcome.result() for outcome in outcomes], [outcome.span_s for outcome in outcomes], wall_s, cpu_s
         )
+
+    def _look(self, found: Sequence[TaskResult], outcomes: Sequence[Outcome]) -> Signs:
+        """Who is suspected; at most one is given up for it."""
+        dead = frozenset(one.rank for one in found if one.status is TaskStatus.DIED)
+        # Where a process died its bridge said so: nobody else is suspected.
+        silent = () if dead else tuple(
+            executor for executor, one in zip(self._executors, found, strict=True) if one.status is TaskStatus.MISSING
+        )  # fmt: skip
+        without = self._unreachable.give_up_missed(outcomes, self._executors)
+        return Signs(without or silent, dead, given_up=bool(without), hangs=not self._unreachable.is_cut)
 
     def _cpu_s(self) -> float:
         return time.process_time() + float(self._jvm.cpu_s())

@@ -114,10 +114,11 @@ class Coming:
 def test_who_is_waited_for_one_after_the_other_is_named_with_all_others_that_are_late() -> None:
     signature = Signature("exchange")
     collective = Collective(memory_stores(5)[0], 0, 0, signature=signature, timeout_s=1)
-    with pytest.raises(CollectiveTimeout) as first:
-        collective.await_all({2: Coming(there=False)})
+    coming = [(1, Coming(there=True)), *((rank, Coming(there=rank == 3)) for rank in (2, 3, 4))]
+    blocks = collective.await_each(coming)
+    next(blocks)
     with pytest.raises(CollectiveTimeout, match="still missing: ranks 2, 4") as found:
-        collective.give_up_on(first.value, {3: Coming(there=True), 4: Coming(there=False)}, [1])
+        next(blocks)
     assert (found.value.missing, found.value.heard) == ((2, 4), (1, 3))
 
 
