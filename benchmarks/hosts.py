@@ -108,13 +108,14 @@ class Network:
     Attributes:
         driver: the host of the driver.
         hosts: the others.
+        switch: the namespace of the switch.
         directory: for files; is removed too.
     """
 
     def __init__(self, num_hosts: int) -> None:
         """Name everything, make nothing."""
         self._prefix = f"{PREFIX}{os.getpid()}-"
-        self._switch = f"{self._prefix}switch"
+        self.switch = f"{self._prefix}switch"
         self.driver, *self.hosts = (self._host(number) for number in range(num_hosts + 1))
         self._processes: list[subprocess.Popen[bytes]] = []
 
@@ -170,7 +171,7 @@ class Network:
     def shape(self, rate_mbit: float) -> None:
         """Give every link this rate in both directions, as bits of whole Ethernet frames."""
         for host in self.all:
-            for namespace, device in ((self._switch, host.port), (host.namespace, _LINK)):
+            for namespace, device in ((self.switch, host.port), (host.namespace, _LINK)):
                 _run("tc", "-n", namespace, "qdisc", "replace", "dev", device, "root", *_bucket(rate_mbit))
 
     def goodput_mbit(self) -> float:
@@ -187,14 +188,14 @@ class Network:
 
     def _rate_mbit(self) -> float:
         """As the kernel has it, of the first link."""
-        said = _run("tc", "-n", self._switch, "-j", "qdisc", "show", "dev", self.driver.port)
+        said = _run("tc", "-n", self.switch, "-j", "qdisc", "show", "dev", self.driver.port)
         rates = [qdisc["options"]["rate"] for qdisc in json.loads(said) if qdisc["kind"] == "tbf"]
         return float(rates[0]) * 8 / 1e6
 
     def _make(self) -> None:
-        _run("ip", "netns", "add", self._switch)
-        _run("ip", "-n", self._switch, "link", "add", "switch", "type", "bridge")
-        _run("ip", "-n", self._switch, "link", "set", "switch", "up")
+        _run("ip", "netns", "add", self.switch)
+        _run("ip", "-n", self.switch, "link", "add", "switch", "type", "bridge")
+        _run("ip", "-n", self.switch, "link", "set", "switch", "up")
         names = "127.0.0.1 localhost\n" + "".join(f"{host.address} {host.name}\n" for host in self.all)
         for host in self.all:
             _run("ip", "netns", "add", host.namespace)
@@ -202,9 +203,9 @@ class Network:
             files.mkdir(parents=True)
             (files / "hosts").write_text(names)
             (files / "resolv.conf").write_text("")  # nobody answers here: a look-up ends at once
-            _run("ip", "-n", self._switch, "link", "add", host.port, "type", "veth",
+            _run("ip", "-n", self.switch, "link", "add", host.port, "type", "veth",
                  "peer", "name", _LINK, "netns", host.namespace)  # fmt: skip
-            _run("ip", "-n", self._switch, "link", "set", host.port, "master", "switch", "up")
+            _run("ip", "-n", self.switch, "link", "set", host.port, "master", "switch", "up")
             _run("ip", "-n", host.namespace, "link", "set", "lo", "up")
             _run("ip", "-n", host.namespace, "address", "add", f"{host.address}/24", "dev", _LINK)
             _run("ip", "-n", host.namespace, "link", "set", _LINK, "up")

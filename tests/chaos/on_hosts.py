@@ -62,15 +62,47 @@ def cut(at: str, addresses: list[str]) -> None:
     drop(at, [f"ip saddr {address} drop" for address in addresses])
 
 
+class LateLink:
+    """One link, all frames of which are delayed both ways; until it is closed.
+
+    Args:
+        switch: the switch's namespace.
+        port: the link's end there.
+        delay_ms: so long.
+        jitter_ms: more or less.
+    """
+
+    def __init__(self, switch: str, port: str, delay_ms: float, jitter_ms: float) -> None:
+        self._switch, self._port = switch, port
+        run("ip", "-n", switch, "link", "add", "late", "type", "veth", "peer", "name", "late-in")
+        run("ip", "-n", switch, "link", "set", "late-in", "master", "switch", "up")
+        run("ip", "-n", switch, "link", "set", "late", "up")
+        run("ip", "-n", switch, "link", "set", port, "nomaster")
+        relay = [sys.executable, str(Path(__file__).with_name("late_link.py")), port, "late", delay_ms, jitter_ms]
+        self._relay = subprocess.Popen(["ip", "netns", "exec", switch, *map(str, relay)], stdout=subprocess.PIPE)
+        assert self._relay.stdout is not None
+        assert self._relay.stdout.readline() == b"ready\n"
+
+    def close(self) -> None:
+        """The link is as before."""
+        self._relay.kill()
+        self._relay.wait(10)
+        run("ip", "-n", self._switch, "link", "set", self._port, "master", "switch")
+        run("ip", "-n", self._switch, "link", "del", "late")
+
+
 class Faults:
     """What can be done to the network of a driver and its hosts.
 
     Args:
         hosts: (namespace, address) of each, the driver's first.
+        switch: its namespace, and the ports there of the hosts.
     """
 
-    def __init__(self, hosts: list[tuple[str, str]]) -> None:
+    def __init__(self, hosts: list[tuple[str, str]], switch: str, ports: list[str]) -> None:
         self._driver, *self._hosts = hosts
+        self._switch, self._ports = switch, ports
+        self._late: LateLink | None = None
 
     def apart(self, one: list[int], other: list[int]) -> None:
         """These hosts and those hear nothing of each other; all hear the driver."""
@@ -107,8 +139,15 @@ class Faults:
         bucket = ("tbf", "rate", f"{rate_mbit}mbit", "burst", "64kb", "limit", "1mb")
         run("tc", "-n", self._hosts[number][0], "qdisc", "replace", "dev", LINK, "root", *bucket)
 
+    def delay(self, number: int, delay_ms: float, jitter_ms: float) -> None:
+        """One link is long."""
+        self._late = LateLink(self._switch, self._ports[number], delay_ms, jitter_ms)
+
     def heal(self) -> None:
         """Everything is as before."""
+        if self._late is not None:
+            self._late.close()
+            self._late = None
         for namespace, _ in [self._driver, *self._hosts]:
             subprocess.run(
                 ["ip", "netns", "exec", namespace, "nft", "delete", "table", "inet", TABLE],
@@ -219,7 +258,7 @@ def main(home: Path) -> None:
         await_bridges(spark.sparkContext, Deadline.after(START_S))
         for how in plan["scenes"]:
             await_executors(spark, ranks)
-            faults = Faults(hosts) if len(hosts) > 1 else LoopbackFaults(spark)
+            faults = Faults(hosts, *plan["switch"]) if len(hosts) > 1 else LoopbackFaults(spark)
             found.append(scene(spark, faults, how))
             (home / "found.json").write_text(json.dumps(found))
     finally:
