@@ -74,4 +74,4 @@ def main(port: str, other: str, delay_ms: float, jitter_ms: float) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:3], *map(float, sys.argv[3:5]))
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), float(sys.argv[4]))
