@@ -1,4 +1,4 @@
-# Every verb does its own set-up: a fresh clone needs Python 3.11, a JDK 17 and make, nothing else.
+# Every verb does its own set-up: a fresh clone needs Python 3.11, a JDK 17 (or newer) and make, nothing else.
 # Second runs are quick: the environment is rebuilt when pyproject.toml or constraints.txt change,
 # the jar when a Java source does.
 

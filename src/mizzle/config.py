@@ -55,8 +55,8 @@ class RunConfig:
     Attributes:
         ranks: physical workers, each one task of a group. None: one per executor (embedded Spark: one per slot),
             because one rank per executor keeps the memory of a model to once per executor; when executors are lost
-            the run goes on with those that are left, and takes new ones in at the next boundary. A number: so many,
-            and the run waits for others when some are lost. (least, most): it goes on with anything in between.
+            a training goes on with those that are left, and takes new ones in at the next boundary (`mizzle.iterate`
+            waits for others). A number: so many, and the run waits for others when some are lost. (least, most): it goes on with anything in between.
         shards: logical data-parallel parts, fixed for the run's life: the result depends on them, never on ``ranks``.
             None: as many as ranks.
         group_size: K, iterations per Spark job. "auto" measures what launching a group costs and keeps it at about 1 %

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mizzle.blocks.bridge import BridgeClient
-from mizzle.blocks.card import CARD
+from mizzle.blocks.card import CARD, find_bridge
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import MizzleError
 
@@ -32,6 +32,7 @@ class Process:
         words: the command line.
         directory: the executor's that it is, or works for.
         is_executor: whether it is a JVM.
+        is_stopped: by a signal, and not gone on since.
     """
 
     pid: int
@@ -39,6 +40,7 @@ class Process:
     words: tuple[bytes, ...]
     directory: str
     is_executor: bool
+    is_stopped: bool
 
     @property
     def is_resident(self) -> bool:
@@ -72,13 +74,13 @@ def processes(home: Path) -> list[Process]:
         try:
             words = tuple((entry / "cmdline").read_bytes().split(b"\0"))
             settings = dict(one.partition(b"=")[::2] for one in (entry / "environ").read_bytes().split(b"\0"))
-            parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+            state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
         except OSError:
             continue  # it has ended, or is another user's
         is_executor = b"--executor-id" in words
         at = settings.get(b"SPARK_EXECUTOR_DIRS" if is_executor else b"SPARK_LOCAL_DIRS", b"").decode().split(",")[0]
         if at.startswith(str(home)):
-            found.append(Process(int(entry.name), parent, words, at, is_executor))
+            found.append(Process(int(entry.name), int(parent), words, at, is_executor, is_stopped=state == "T"))
     return found
 
 
@@ -119,11 +121,13 @@ class Inventory:
             kills: ranks that were killed in the last run.
         """
         deadline, paused = Deadline.after(WITHIN_S), threading.Event()
-        while True:
-            found = [*self._of_processes(self._slots + 1 + kills), *self._names_left(), *self._of_bridges()]
-            if not found or deadline.passed:
-                return found
+        while (found := self.now(kills)) and not deadline.passed:
             paused.wait(_LOOK_AGAIN_S)
+        return found
+
+    def now(self, kills: int = 0) -> list[str]:
+        """What of runs is there."""
+        return [*self._of_processes(self._slots + 1 + kills), *self._names_left(), *self._of_bridges()]
 
     def _of_processes(self, most: int) -> Iterator[str]:
         all_ = processes(self._home)
@@ -142,16 +146,26 @@ class Inventory:
         yield from (str(path) for path in set(_SHARED.iterdir()) - self._names if "mizzle" in path.name)
 
     def _of_bridges(self) -> Iterator[str]:
-        for card in named(self._home, CARD):
-            try:
-                path, token = card.read_text().split()
-                with BridgeClient(path, bytes.fromhex(token), Deadline.after(5)) as client:
-                    blocks = client.count_blocks("test_mizzle")
-            except (MizzleError, OSError, ValueError):
-                continue  # its executor was killed: its files go with the application
-            if blocks:
-                yield f"{blocks} blocks in executor {client.executor_id}"
-            yield from (f"the folder {folder}" for folder in card.parent.glob("mizzle-*") if folder.is_dir())
+        for executor in processes(self._home):
+            # One that is stopped is being replaced, and takes with it what it has.
+            if executor.is_executor and not executor.is_stopped:
+                yield from _in_bridge(executor)
+
+
+def _in_bridge(executor: Process) -> Iterator[str]:
+    cards = list(named(Path(executor.directory), CARD))
+    if not cards:
+        yield f"no bridge yet in executor process {executor.pid}"
+    for card in cards:
+        try:
+            with BridgeClient(*find_bridge(str(card.parent)), Deadline.after(5)) as client:
+                blocks = client.count_blocks("test_mizzle")
+        except (MizzleError, OSError) as error:
+            yield f"the bridge of executor process {executor.pid} does not say what it holds: {error}"
+            continue
+        if blocks:
+            yield f"{blocks} blocks in executor {client.executor_id}"
+        yield from (f"the folder {folder}" for folder in card.parent.glob("mizzle-*") if folder.is_dir())
 
 
 def fds(pid: int) -> int:

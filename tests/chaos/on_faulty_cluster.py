@@ -25,7 +25,7 @@ from chaos.control_groups import release
 from chaos.faults import ACTIONS, GROUP_NAME, Busy, Fault, Faulty, bits, struck, struck_at
 from chaos.inventory import Inventory
 from chaos.membership import Executors, Shifts
-from chaos.records import DEATH_S, RESUME_S, SILENCE_S, Watch, history_of, waits_of
+from chaos.records import DEATH_S, RESUME_S, SILENCE_S, Watch, Watched, history_of, waits_of
 from chaos.zombies import leave_zombie, report_of_zombie
 from cluster.trainings import fit, frame
 from mizzle.spark.driver import DriverSide
@@ -36,6 +36,8 @@ from unit.training.runs import Training, digits
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
 ITERATIONS, GROUP, EXECUTORS = 24, 4, 3
+LOOK_BEHIND = 2
+"""Groups, where a scene wants to know what a run holds."""
 ACTIONS[leave_zombie.__name__] = leave_zombie
 
 
@@ -165,6 +167,7 @@ class Cast:
         self.spark = cluster(home, stage["master"], **stage.get("conf", {}))
         self.watch = Watch()
         self.inventory = Inventory(home / "local", stage.get("slots", 1))
+        self.held: list[str] = []
 
     def play(self, number: int, scene: dict[str, Any]) -> dict[str, Any]:
         """One scene; nothing of it may be left ten seconds later."""
@@ -178,19 +181,29 @@ class Cast:
         self.watch.at_boundary = Shifts(self.spark, scene.get("shifts", ()), ledger)
         self.prepare(scene, ledger)
         if scene.get("iterate"):
-            return iterated(self.spark, faults[0] if faults else None)
+            found = iterated(self.spark, faults[0] if faults else None)
+            return found | {"left": self.inventory.left(len(faults))}
         if scene.get("beside"):
             found = self._two(scene, ledger, faults)
         else:
             found = played(self.spark, scene, ledger, self.watch, faults)
         self.settle(scene, ledger, found)
         found["history"]["left"] = self.inventory.left(len(found["struck"]))
+        if scene.get("look"):
+            found["held"] = self.held
         return found
 
     def prepare(self, scene: dict[str, Any], ledger: Path) -> None:
-        """Whatever strikes from outside of the ranks."""
+        """Whatever strikes, or looks, from outside of the ranks."""
+        if scene.get("look"):
+            self.watch.at_boundary = self._look
         if scene.get("at_fetch"):
             kill_before_fetch(self.spark, ledger)
+
+    def _look(self, _runner: GroupRunner, done: Watched) -> None:
+        """Once, in the middle of a run."""
+        if len(done.ends) == LOOK_BEHIND:
+            self.held = self.inventory.now()
 
     def settle(self, scene: dict[str, Any], ledger: Path, found: dict[str, Any]) -> None:
         """What struck from outside is over; limits of processes are, too."""

@@ -17,8 +17,8 @@ MASTER = "local-cluster[3,1,1024]"
 Scene = dict[str, Any]
 """What is played: "layout" of the run, "faults" (each the arguments of `chaos.faults.Fault`), "shifts" (see
 `chaos.membership.Shifts`), "executors" that must be there, "limit" of them, "group" (K), "iterations", "how" (further
-arguments of the Trainer), "pace_s" of a shard, "busy", "at_fetch", "iterate", "beside", "silent" (what strikes ends no
-connection); and what other programs play (`chaos.on_hung_cluster`)."""
+arguments of the Trainer), "pace_s" of a shard, "busy", "at_fetch", "iterate", "beside", "look" (at what a run holds),
+"silent" (what strikes ends no connection); and what other programs play (`chaos.on_hung_cluster`)."""
 
 
 def fault(point: str, call: int, action: str, **more: Any) -> dict[str, Any]:

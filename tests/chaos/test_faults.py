@@ -30,7 +30,7 @@ FENCED, REFUSED = "4", "7"
 """Codes of the bridge's errors, as JSON has them."""
 
 ONE_EACH = {"ranks": None, "transport": "auto"}
-NOTHING: dict[str, Scene] = {"nothing": {"layout": ONE_EACH, "executors": 4}}
+NOTHING: dict[str, Scene] = {"nothing": {"layout": ONE_EACH, "executors": 4, "look": True}}
 FROM_FOUR_TO_TWO_TO_FOUR: Scene = {
     "layout": FOUR_OR_LESS, "executors": 4,
     "shifts": [(4, "shrink_to", 3), (9, "shrink_to", 2), (14, "grow_to", 4)],
@@ -136,6 +136,11 @@ def test_the_result_is_that_of_a_run_without_a_fault(found: dict[str, Any], scen
     assert found[scene]["sizes"][0] == (4 if scene == "nothing" else 3)
 
 
+@pytest.mark.parametrize("kind", ["/memfd:mizzle-", "blocks in executor", "the folder "])
+def test_what_a_run_holds_is_seen_while_it_runs(found: dict[str, Any], kind: str) -> None:
+    assert any(kind in one for one in found["nothing"]["held"]), "else nobody knows that it is gone afterwards"
+
+
 def test_separate_executors_give_the_bits_of_embedded_spark(found: dict[str, Any], spark_local: SparkSession) -> None:
     training = Training(partial(Mlp, dropout=0.2, norm=True), digits(), adam)
     embedded = fit(spark_local, training, max_iterations=ITERATIONS, run={"group_size": GROUP})
@@ -186,6 +191,7 @@ def test_an_iterated_computation_goes_on_with_every_ranks_state(found: dict[str,
     assert len(outcome["struck"]) == 1
     assert outcome["losses"] == nothing["losses"]
     assert outcome["model"] == nothing["model"]
+    assert outcome["left"] == nothing["left"] == []
 
 
 @pytest.mark.chaos

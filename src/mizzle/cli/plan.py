@@ -42,8 +42,8 @@ def plan(
         int, typer.Option(min=0, help="Numbers the optimizer keeps per parameter: Adam 2, SGD with momentum 1.")
     ] = 2,
     weights_wire: Annotated[Wire, typer.Option(help="As in Trainer(weights_wire=...).")] = Wire.FP32,
-    launch_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("job"))] = 1e3 * MEASURED_LAUNCH.a_s,
-    task_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("task"))] = 1e3 * MEASURED_LAUNCH.b_s,
+    launch_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("job"))] = round(1e3 * MEASURED_LAUNCH.a_s, 3),
+    task_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("task"))] = round(1e3 * MEASURED_LAUNCH.b_s, 3),
     group_size: Annotated[
         int | None, typer.Option(min=1, help="Show this K as well.", show_default="1, 10, 100, enough for 1 %")
     ] = None,

@@ -136,10 +136,10 @@ def judge_protection(found: Protection) -> Finding:
 
 
 def judge_speculation(conf: Conf) -> Finding:
-    """A second copy of a rank would only be refused."""
+    """A second copy of a rank only waits until Spark kills it."""
     if conf("spark.speculation") == "true":
         return Finding(
-            "speculation", "warn", "spark.speculation is true: copies of ranks take slots and are refused",
+            "speculation", "warn", "spark.speculation is true: copies of ranks take slots for nothing",
             "spark.speculation false",
         )  # fmt: skip
     return Finding("speculation", "ok", "off")
@@ -157,12 +157,13 @@ def judge_locality(conf: Conf) -> Finding:
 
 
 def judge_dynamic_allocation(conf: Conf) -> Finding:
-    """Allowed; but an executor that is taken away ends a run."""
+    """Allowed; but what Spark takes away costs time, and both copies of a state may go at once."""
     if conf("spark.dynamicAllocation.enabled") != "true":
         return Finding("dynamic allocation", "ok", "off")
     return Finding(
         "dynamic allocation", "warn",
-        "on: allowed, but an executor that is idle between two groups may be taken away, which ends the run",
+        "on: allowed; executors that are idle between two groups may be taken away: their ranks move, but where both "
+        "copies of a state go at once the run ends, or goes back to its checkpoint",
         "spark.dynamicAllocation.executorIdleTimeout well above the time between groups (default 60s), and "
         "spark.dynamicAllocation.minExecutors at least the number of ranks",
     )  # fmt: skip

@@ -1,1 +1,1 @@
-"""The only room that imports pyspark: session, group jobs, DataFrames to shards, the Trainer."""
+"""The room that knows Spark: session, group jobs, DataFrames to shards, the Trainer."""

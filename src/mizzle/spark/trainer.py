@@ -208,7 +208,7 @@ class Trainer:
             ConfigError: more ranks than task slots, a session without mizzle's plugin, or one that does not protect its
                 blocks where ``RunConfig.security`` is "required".
             NotFiniteError: names the iteration, and shard and parameter.
-            PeerLost: executors or ranks' processes ended again and again at the same boundary.
+            PeerLost: executors or ranks' processes ended again and again at the same boundary, or connections broke.
             StateLost: all copies of a state are lost, and there is no checkpoint to go back to.
             CheckpointError: no checkpoint can be written there, or none of those that are there can be read.
         """
