@@ -56,7 +56,8 @@ class RunConfig:
         ranks: physical workers, each one task of a group. None: one per executor (embedded Spark: one per slot),
             because one rank per executor keeps the memory of a model to once per executor; when executors are lost
             a training goes on with those that are left, and takes new ones in at the next boundary (`mizzle.iterate`
-            waits for others). A number: so many, and the run waits for others when some are lost. (least, most): it goes on with anything in between.
+            waits for others). A number: so many, and the run waits for others when some are lost. (least, most): it
+            goes on with anything in between.
         shards: logical data-parallel parts, fixed for the run's life: the result depends on them, never on ``ranks``.
             None: as many as ranks.
         group_size: K, iterations per Spark job. "auto" measures what launching a group costs and keeps it at about 1 %

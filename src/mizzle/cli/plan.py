@@ -24,6 +24,7 @@ _BANDWIDTHS = {"Mbit": 1e6 / 8, "Gbit": 1e9 / 8}  # in bytes per second
 _DURATIONS = {"us": 1e-6, "ms": 1e-3, "s": 1.0}
 _QUANTITY = re.compile(r"(\d+(?:\.\d+)?)\s*([A-Z]*)", re.IGNORECASE)
 
+_LAUNCH_MS, _TASK_MS = round(1e3 * MEASURED_LAUNCH.a_s, 3), round(1e3 * MEASURED_LAUNCH.b_s, 3)
 _LAUNCH_HELP = "Driver's milliseconds per {}; measure yours, the default is from a small virtual machine."
 
 
@@ -42,8 +43,8 @@ def plan(
         int, typer.Option(min=0, help="Numbers the optimizer keeps per parameter: Adam 2, SGD with momentum 1.")
     ] = 2,
     weights_wire: Annotated[Wire, typer.Option(help="As in Trainer(weights_wire=...).")] = Wire.FP32,
-    launch_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("job"))] = round(1e3 * MEASURED_LAUNCH.a_s, 3),
-    task_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("task"))] = round(1e3 * MEASURED_LAUNCH.b_s, 3),
+    launch_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("job"))] = _LAUNCH_MS,
+    task_ms: Annotated[float, typer.Option(min=0, help=_LAUNCH_HELP.format("task"))] = _TASK_MS,
     group_size: Annotated[
         int | None, typer.Option(min=1, help="Show this K as well.", show_default="1, 10, 100, enough for 1 %")
     ] = None,
