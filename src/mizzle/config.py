@@ -73,7 +73,8 @@ class RunConfig:
         trace: file for the driver to write, with what every rank did when, for chrome://tracing or Perfetto. None:
             nothing is noted.
         timeout_s: seconds that a rank waits for its peers in one exchange, or for its group to come together. 60 s
-            cover a garbage collection or a slow first iteration; a dead peer is noticed at once all the same.
+            cover a garbage collection or a slow first iteration; a dead peer is noticed at once all the same. Where the
+            run needs other executors in place of those it lost, it waits for them as long.
         security: where Spark's block managers can be reached from other machines without authentication and
             encryption, "auto" warns once in an application, "required" refuses before anything starts, with the lines
             to set. "auto", because most clusters are laid out like that, behind a network of their own

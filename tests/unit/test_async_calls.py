@@ -29,7 +29,7 @@ CALLS: dict[str, tuple[int, tuple[str, ...]]] = {
                                       "LeaseAnswersTest.whatCannotBeRemovedEndsNoLeaseAndKeepsNoOtherFromIt")),
     "Leases.java execute": (2, ("AsyncWorkTest.aReportThatThrowsIsSentAgain",
                                 "AsyncWorkTest.whoCannotAskForFreshLeasesIsNotLeftWaiting")),
-    "Leases.java repeat": (2, ("DeadlineTest.whatFailsIsTriedAgainWhereItIsToBeRepeated",
+    "Leases.java repeat": (3, ("DeadlineTest.whatFailsIsTriedAgainWhereItIsToBeRepeated",
                                "LeaseTest.oneThatCannotBeEndedKeepsNoOtherFromIt")),
     "Leases.java schedule": (2, ("AsyncWorkTest.aReportThatThrowsIsSentAgain",)),
     "DriverSide.java repeat": (1, ("DeadlineTest.whatFailsIsTriedAgainWhereItIsToBeRepeated",)),

@@ -6,16 +6,19 @@ outcomes are the callers' own bytes; they are small, bulk data lies in the arena
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import IntEnum
 
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import Reader, Request, Writer
+from mizzle.errors import BridgeLost
 
 MAX_RESULT_BYTES = 1024
 """Of what a group's rank returns when all went well: every result passes the driver."""
 _SEND_S = 30.0
+_LOOK_S = 1.0
 _LOOK_AGAIN_S = 3600.0
 
 
@@ -80,8 +83,9 @@ def read_order(answer: Reader) -> Order:
 
 
 def hire(
-    client: BridgeClient, run: str, generation: int, payload: bytes, *, wait: bool, deadline: Deadline
-) -> bytes | None:
+    client: BridgeClient, run: str, generation: int, payload: bytes, *, wait: bool, deadline: Deadline,
+    is_coming: Callable[[], bool] = lambda: True,
+) -> bytes | None:  # fmt: skip
     """Have an idle resident of this executor start as a rank; returns what it said when it was ready.
 
     Args:
@@ -91,15 +95,21 @@ def hire(
         payload: for the resident, with its `OrderKind.START`.
         wait: whether to wait for a resident that is still to come.
         deadline: for all of it.
+        is_coming: whether the process that was started for it lives; asked once a second.
 
     Returns:
         The resident's outcome; None only without ``wait``: nobody is idle, so start a process and hire with ``wait``.
 
     Raises:
         CollectiveTimeout: no process came, or it did not get ready in time.
-        BridgeLost: the resident died; its own output tells why. Hire again.
+        BridgeLost: the resident died, or never came; its own output tells why. Hire again.
         Fenced: a later generation of the run has started.
     """
     body = Writer().text(run).number("IBI", generation, wait, deadline.remaining_ms()).blob(payload)
-    answer = client.call(Request.HIRE, body, deadline)
+    tag = client.send(Request.HIRE, body, deadline)
+    while not deadline.passed and not client.has_answer(tag, Deadline.after(min(_LOOK_S, deadline.remaining_s()))):
+        # Looked at first: what it was hired for it may have done, or failed at, just before its end.
+        if not is_coming() and not client.has_answer(tag, Deadline.after(_LOOK_S)):
+            raise BridgeLost("the process that was to be a rank ended before it came to its bridge: see its output")
+    answer = client.answer(tag, deadline)
     return answer.blob() if answer.number("B") else None

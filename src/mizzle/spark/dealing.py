@@ -23,6 +23,10 @@ from mizzle.spark.validate import CheckedFrame
 
 _log = logging.getLogger(__name__)
 _LOOK_AGAIN_S = 0.05
+_MOST_LOST = 3
+"""Executors that may be lost, one after the other, while rows are dealt for the first time."""
+_OPTIONAL_S, _AVOIDED_S = 10.0, 120.0
+"""How long a move is tried that need not be, and how long those are left alone whose slots others took meanwhile."""
 
 WorkOf = Callable[[tuple[tuple[int, ...], ...], Mapping[str, Mapping[int, str]]], bytes]
 
@@ -55,31 +59,42 @@ class Dealing:
         self._files: dict[str, dict[int, ShardInfo]] = {name: {} for name in frames}
         self._seats: list[Seat] = []
         self._share = 1
+        self._avoided: dict[str, Deadline] = {}
 
     def begin(self, shards_of_rank: Sequence[tuple[int, ...]]) -> Staff:
         """Deal all rows; each rank is where Spark put its shards, or, without rows, anywhere."""
         self._num_shards = sum(map(len, shards_of_rank))
-        with self._driver.replacing_hung():
-            for name in self._frames:
-                self._deal(name, shards_of_rank)
         if not self._frames:
             self._seats = [Seat("", shards) for shards in shards_of_rank]
             self._share = len(self._seats)  # Spark seats them, as it likes
             return replace(self._staff(), executors=())
+        with self._driver.replacing_hung():
+            for name in self._frames:
+                self._deal(name, shards_of_rank)
+            return self._seat(shards_of_rank)
+
+    def _seat(self, shards_of_rank: Sequence[tuple[int, ...]]) -> Staff:
+        """Each rank where its shards are; where they are too many, or their executor is gone already, they move."""
         at = next(iter(self._files.values()))
         self._seats = [Seat(at[shards[0]].executor_id, shards) for shards in shards_of_rank]
-        seated, slots = Counter(seat.executor for seat in self._seats), self._slots(self._driver.hosts())
+        executors, hosts = [seat.executor for seat in self._seats], self._driver.hosts()
         # Not to be changed without need: so many share an executor as Spark put there, if they can.
-        self._share = min(max(seated.values()), max(slots.values(), default=1))
-        if any(count > slots.get(executor, 0) for executor, count in seated.items()):
-            return self.replace([seat.executor for seat in self._seats])
-        return self._staff()
+        self._share = min(max(Counter(executors).values()), max(self._slots(hosts).values(), default=1))
+        if not self._is_too_much(executors, hosts):
+            return self._staff()
+        for _ in range(_MOST_LOST):
+            try:
+                return self.replace(executors)
+            except PeerLost as error:
+                _log.warning("run=%s %s", self._run[:4], error)
+        return self.replace(executors)
 
     def wants(self, hosts: Mapping[str, str]) -> bool:
         """Whether there is room for more ranks, or an empty executor for one that came to share another's."""
-        size, slots = len(self._seats), self._slots(hosts)
+        size, slots = len(self._seats), self._slots(self._unavoided(hosts))
         more = size < self._most and len(reseat(self._seats, slots, self._most)) > size
-        return more or moves(self._seats, slots, self._share)
+        stray = any(info.executor_id not in hosts for files in self._files.values() for info in files.values())
+        return more or stray or moves(self._seats, slots, self._share)
 
     def replace(self, executors: Sequence[str]) -> Staff:
         """Seat the ranks on the executors there are, and deal what lies elsewhere to them.
@@ -93,7 +108,10 @@ class Dealing:
         """
         self._seats = [replace(seat, executor=at) for seat, at in zip(self._seats, executors, strict=True)]
         hosts = self._living()
-        seats = reseat(self._seats, self._slots(hosts), self._most, self._share)
+        is_needed = self._is_too_much(executors, hosts)
+        seats = reseat(
+            self._seats, self._slots(hosts if is_needed else self._unavoided(hosts)), self._most, self._share
+        )  # fmt: skip
         _log.info("run=%s ranks=%d executors=%s", self._run[:4], len(seats), ",".join(seat.executor for seat in seats))
         new = frozenset(seat.executor for seat in seats).difference(executors)
         wanted = {shard: seat.executor for seat in seats for shard in seat.shards}
@@ -105,7 +123,7 @@ class Dealing:
                 shard: to for shard, to in wanted.items()
                 if (files[shard].executor_id != to if number == 0 else files[shard].executor_id not in hosts)
             }  # fmt: skip
-            self._move(name, moving, hosts)
+            self._move(name, moving, hosts, self._timeout_s if is_needed else min(_OPTIONAL_S, self._timeout_s))
         self._seats = seats
         return self._staff()
 
@@ -129,9 +147,22 @@ class Dealing:
         """How many ranks each executor may have: all executors of an application are alike."""
         return {executor: 1 if self._one_each and executor != EMBEDDED else self._each for executor in hosts}
 
-    def _move(self, name: str, moving: Mapping[int, str], hosts: Mapping[str, str]) -> None:
+    def _is_too_much(self, executors: Sequence[str], hosts: Mapping[str, str]) -> bool:
+        """Whether ranks that are there cannot stay: executors are gone, or have fewer slots."""
+        slots = self._slots(hosts)
+        return any(count > slots.get(executor, 0) for executor, count in Counter(executors).items())
+
+    def _unavoided(self, hosts: Mapping[str, str]) -> dict[str, str]:
+        """Those that have ranks already, or whose slots have not just been found to be others'."""
+        seated = {seat.executor for seat in self._seats}
+        return {
+            executor: host for executor, host in hosts.items()
+            if executor in seated or executor not in self._avoided or self._avoided[executor].passed
+        }  # fmt: skip
+
+    def _move(self, name: str, moving: Mapping[int, str], hosts: Mapping[str, str], within_s: float) -> None:
         """Deal some shards again, to given executors."""
-        retries = Retries(self._timeout_s)
+        retries = Retries(within_s)
         left = dict(moving)
         while left:
             lost = next((shard for shard, to in left.items() if to not in self._driver.hosts()), None)
@@ -142,6 +173,7 @@ class Dealing:
             self._deal(name, shards, [(hosts[executor], executor) for executor in executors])
             left = {shard: to for shard, to in left.items() if self._files[name][shard].executor_id != to}
             if left:
+                self._avoided.update(dict.fromkeys(left.values(), Deadline.after(_AVOIDED_S)))
                 retries.pause_or_raise(Misplaced(f"shards {sorted(left)} were dealt to other executors than wanted"))
 
     def _deal(

@@ -20,7 +20,7 @@ from pyspark import Broadcast, SparkContext, cloudpickle
 from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.residence import hire
-from mizzle.errors import BridgeLost
+from mizzle.errors import BridgeLost, BridgeMissing, Fenced, PeerLost
 from mizzle.spark.orders import Committed, JoinTerms, StartOrder
 from mizzle.spark.outcome import Failure, Outcome
 from mizzle.spark.placement import drain, here, placed
@@ -54,15 +54,21 @@ class Hiring:
         # A task that leaves its input unread costs Spark the Python worker.
         kept = list(rows)
         try:
-            try:
-                outcome = self._hire(task, kept)
-            except BridgeLost:
-                outcome = self._hire(task, kept)  # the resident that was idle here was already on its way out
-            yield outcome
+            yield self._hire_twice(task, kept)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - the outermost frame
             yield Outcome(task, -1, failure=Failure.of(error))
 
-    def _hire(self, task: int, rows: list[Any]) -> Outcome:
+    def _hire_twice(self, task: int, rows: list[Any]) -> Outcome:
+        try:
+            return self._hire(task, rows)
+        except BridgeLost as error:
+            lost = error
+        try:
+            return self._hire(task, rows, lost)  # the resident that was idle here was already on its way out
+        except BridgeMissing as error:
+            raise lost from error  # the executor ends
+
+    def _hire(self, task: int, rows: list[Any], lost: BridgeLost | None = None) -> Outcome:
         terms = self.terms
         deadline = Deadline.after(terms.timeout_s + _LONGER_S)
         with ExitStack() as stack:
@@ -76,14 +82,27 @@ class Hiring:
             wanted = task if self.with_rows else -1
             order = StartOrder(terms, wanted, self.since, self.executors, work, given, tuple(sys.path))
             payload: bytes = cloudpickle.dumps(order)  # type: ignore[no-untyped-call]
-            told = hire(client, terms.run, terms.generation, payload, wait=False, deadline=deadline)
+            try:
+                told = hire(client, terms.run, terms.generation, payload, wait=False, deadline=deadline)
+            except Fenced:
+                if lost is None:
+                    raise
+                return self._ended(task, client, lost)
             if told is None:
-                if not claim_early():
-                    start_resident()
-                told = hire(client, terms.run, terms.generation, payload, wait=True, deadline=deadline)
+                pid = claim_early() or start_resident()
+                told = hire(
+                    client, terms.run, terms.generation, payload, wait=True, deadline=deadline,
+                    is_coming=lambda: not _is_gone(pid),
+                )  # fmt: skip
             assert told is not None, "the bridge answered a hire that waits with nobody"
         outcome: Outcome = cloudpickle.loads(told)
         return outcome
+
+    def _ended(self, task: int, client: BridgeClient, lost: BridgeLost) -> Outcome:
+        """The one before was admitted, and ended while it made itself ready: nobody else can be in its generation."""
+        at = client.executor_id
+        rank = self.executors.index(at) if at in self.executors else -1
+        return Outcome(task, rank, at, client.host, failure=Failure.of(PeerLost(rank, str(lost))))
 
 
 @contextmanager
@@ -141,8 +160,8 @@ def start_early() -> None:
     (_directory() / f"{_EARLY}{start_resident()}").touch()
 
 
-def claim_early() -> bool:
-    """Whether a resident that was started early is still on its way, and is now the caller's to wait for.
+def claim_early() -> int:
+    """The pid of a resident that was started early and is still on its way: it is now the caller's to wait for; or 0.
 
     Two processes that load torch at once take twice as long.
     """
@@ -151,9 +170,9 @@ def claim_early() -> bool:
             mark.unlink()
         except FileNotFoundError:
             continue  # another task has claimed it, or it is there
-        if not _is_gone(int(mark.name.removeprefix(_EARLY))):
-            return True
-    return False
+        if not _is_gone(pid := int(mark.name.removeprefix(_EARLY))):
+            return pid
+    return 0
 
 
 def arrive() -> None:

@@ -74,7 +74,7 @@ def placed(context: SparkContext, locations: Sequence[tuple[str, str]]) -> RDD[i
     """An RDD of one number a partition, each partition preferring an executor.
 
     PySpark has no public way to say where a partition should run; Spark's own ``makeRDD`` does. It is a wish: a busy
-    executor is not waited for (``spark.locality.wait`` is 0).
+    executor is waited for as long as ``spark.locality.wait.process`` says, then another one gets the task.
 
     Args:
         context: the driver's Spark context.

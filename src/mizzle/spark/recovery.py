@@ -222,18 +222,29 @@ class Unreachable:
         return (executor,)
 
 
+def ended_at_start(outcomes: Sequence[Outcome]) -> frozenset[int]:
+    """Ranks whose processes ended while they made themselves ready, as the tasks beside them say. Pure."""
+    return frozenset(
+        outcome.rank for outcome, error in _errors(outcomes)
+        if isinstance(error, PeerLost) and error.rank == outcome.rank >= 0
+    )  # fmt: skip
+
+
 def _errors(outcomes: Sequence[Outcome]) -> list[tuple[Outcome, BaseException | None]]:
     return [(outcome, outcome.failure.error()) for outcome in outcomes if outcome.failure is not None]
 
 
-def await_verdict(suspects: Sequence[str], alive: Callable[[], Container[str]]) -> None:
+def await_verdict(
+    suspects: Sequence[str], alive: Callable[[], Container[str]], *, within_s: float = _VERDICT_S
+) -> None:
     """Wait until Spark knows that one of these executors is gone, or long enough to believe that none is.
 
     Args:
         suspects: executors of which nothing was heard at the end of a group that failed.
         alive: those that Spark knows now.
+        within_s: how long.
     """
-    deadline, paused = Deadline.after(_VERDICT_S), threading.Event()
+    deadline, paused = Deadline.after(within_s), threading.Event()
     while suspects and not deadline.passed:
         known = alive()
         if any(executor not in known for executor in suspects):

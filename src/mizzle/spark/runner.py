@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, NoReturn, Protocol, Self
 
 from py4j.protocol import Py4JError
 from pyspark import RDD, Broadcast, SparkContext, cloudpickle
@@ -31,10 +31,12 @@ from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
 from mizzle.spark.orders import Committed, JoinTerms
 from mizzle.spark.outcome import Failure, Outcome, raise_cause
 from mizzle.spark.placement import placed
-from mizzle.spark.recovery import Faults, Retries, Signs, Unreachable, await_verdict
+from mizzle.spark.recovery import Faults, Retries, Signs, Unreachable, await_verdict, ended_at_start
 from mizzle.training.history import FaultRecord
 
 _log = logging.getLogger(__name__)
+_AWAY_S = 0.3
+"""How long Spark's word that an executor is gone may come behind the task that it has started elsewhere for it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -297,8 +299,8 @@ class GroupRunner:
         outcomes: list[Outcome] = self._jobs.run(
             title, hired.collect, {at: rank for rank, at in enumerate(self._executors)}
         )
-        if without := self._unreachable.give_up(outcomes, self._executors):
-            self._signs = Signs(silent=without)
+        without = self._unreachable.give_up(outcomes, self._executors)
+        self._signs = Signs(without or self._executors, ended_at_start(outcomes))
         raise_cause(outcomes)
         by_rank = sorted(outcomes, key=lambda outcome: outcome.rank)
         self._executors = tuple(outcome.executor_id for outcome in by_rank)
@@ -322,7 +324,7 @@ class GroupRunner:
         found = self._jobs.run(title, run_job, None)
         wall_s, cpu_s = time.perf_counter() - begun, self._cpu_s() - cpu_s
         if any(result.status is TaskStatus.AWAY for result in found):
-            raise Misplaced("a task was started away from its rank")
+            self._raise_away()
         # What is missing was cancelled because of a rank that failed or died: that one says why.
         told = [result for result in found if result.status is not TaskStatus.MISSING]
         outcomes = [_outcome(result, self.where(result.rank)) for result in told]
@@ -336,6 +338,12 @@ class GroupRunner:
         return GroupRun(
             [outcome.result() for outcome in outcomes], [outcome.span_s for outcome in outcomes], wall_s, cpu_s
         )
+
+    def _raise_away(self) -> NoReturn:
+        """A task was started away from its rank: because its slot is taken, or because its executor is gone."""
+        await_verdict(self._executors, self._driver.hosts, within_s=_AWAY_S)
+        self._locations(self._executors)
+        raise Misplaced("a task was started away from its rank")
 
     def _look(self, found: Sequence[TaskResult], outcomes: Sequence[Outcome]) -> Signs:
         """Who is suspected; at most one is given up for it."""
@@ -369,7 +377,12 @@ class GroupRunner:
             )
         if self._restaff is not None and self._executors and (lost or self._restaff.wants(hosts)):
             title = "deals shards to other executors"
-            self._hire(self._jobs.run(title, partial(self._restaff.replace, self._executors)))
+            try:
+                self._hire(self._jobs.run(title, partial(self._restaff.replace, self._executors)))
+            except Misplaced as error:
+                if lost:
+                    raise
+                _log.warning("run=%s goes on where it is: %s", self.run[:4], error)
 
     def _locations(self, executors: Sequence[str]) -> list[tuple[str, str]]:
         hosts = self._driver.hosts()

@@ -8,7 +8,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from mizzle.blocks.card import CARD
-from mizzle.blocks.frames import ANSWER, PREFIX, Reader, Request, Writer
+from mizzle.blocks.frames import ANSWER, ERROR, PREFIX, Reader, Request, Writer
 
 
 class FakeBridge:
@@ -17,6 +17,13 @@ class FakeBridge:
     Args:
         directory: where a worker looks for its card.
         lease_s: what is written there.
+
+    Attributes:
+        hangs: whether it answers nothing.
+        closes: so many connections are closed at once.
+        told: how often it told its counters.
+        serving: pids of residents that wait for an order.
+        hires: what it says to the next hires: an answer, code and message of an error, or None, nothing.
     """
 
     def __init__(self, directory: Path, lease_s: float) -> None:
@@ -26,6 +33,7 @@ class FakeBridge:
         self.closes = 0
         self.told = 0
         self.serving: list[int] = []
+        self.hires: list[Writer | tuple[int, str] | None] = []
         self._listener = socket.socket(socket.AF_UNIX)
         self._listener.bind(self.path)
         self._listener.listen()
@@ -58,9 +66,19 @@ class FakeBridge:
         if kind == Request.SERVE:
             self.serving.append(body.number("I"))
             return
+        if kind == Request.HIRE:
+            self._say(session, kind, tag, self.hires.pop(0))
+            return
         hello = Writer().text("7").text("host").number("H", 1).text("id").text("/d").text("")
         session.sendall((hello if kind == Request.HELLO else Writer().number("H", 0)).frame(kind | ANSWER, tag))
         self.told += kind == Request.COUNTERS
+
+    def _say(self, session: socket.socket, kind: int, tag: int, said: Writer | tuple[int, str] | None) -> None:
+        if isinstance(said, Writer):
+            session.sendall(said.frame(kind | ANSWER, tag))
+        elif said is not None:
+            code, message = said
+            session.sendall(Writer().number("Bi", code, -1).text(message).frame(ERROR, tag))
 
     def close(self) -> None:
         """End all connections."""

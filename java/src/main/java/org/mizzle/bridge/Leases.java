@@ -34,6 +34,8 @@ final class Leases implements Closeable {
   private final ScheduledExecutorService guard = Threads.scheduler("mizzle-lease-guard");
   private final ScheduledExecutorService cleaner = Threads.scheduler("mizzle-lease-cleaner");
   private final LeaseAnswers answers;
+  /** As the cleaner saw them: a disk that is slow must not hold up a question. */
+  private volatile Set<String> runsWithFolders = Set.of();
   /** Whether the lease was over when it was looked at last; guarded by this. */
   private boolean wasOver;
 
@@ -46,6 +48,7 @@ final class Leases implements Closeable {
 
   void start(long periodMs) {
     thread.execute(this::hello);
+    Threads.repeat(cleaner, periodMs, () -> runsWithFolders = folders.runs());
     Threads.repeat(thread, periodMs, this::renew);
     Threads.repeat(guard, LOOK_PERIOD_MS, this::look);
   }
@@ -91,7 +94,7 @@ final class Leases implements Closeable {
     }
     try {
       Set<String> known = new TreeSet<>(bridge.runs().names());
-      known.addAll(folders.runs());
+      known.addAll(runsWithFolders);
       known.addAll(bridge.residents().runs());
       // Also when there is nothing to ask about: whoever says nothing counts as hung.
       boolean late;
