@@ -87,11 +87,12 @@ class _Residence:
         work: ResidentWork = cloudpickle.loads(Path(order.work).read_bytes())
         rows = None if order.rows is None else cloudpickle.loads(Path(order.rows).read_bytes())
         assigned = [rank for rank, executor in enumerate(order.executors) if executor == self._client.executor_id]
-        if order.executors and not assigned:
-            raise Misplaced(f"executor {self._client.executor_id} has no rank of run {order.terms.run[:4]}")
         self._context = RankContext.join(self._client, order.terms, wanted=order.wanted, preferred=assigned)
         self.rank = self._context.rank
         with _TellPeers(self._context):
+            if order.executors and not assigned:
+                # Not before it has joined: the others would wait for it until their deadline.
+                raise Misplaced(f"executor {self._client.executor_id} has no rank of run {order.terms.run[:4]}")
             self._part = work.start(self._context, order.since, rows)
 
     def run_group(self, order: object) -> object:
