@@ -56,7 +56,7 @@ FILES: dict[str, bytes] = {
         1,
         blob(b"7") + blob(b"host") + struct.pack("<H", 40404) + blob(b"id") + blob(b"/d") + blob(b"0.1.0"),
     ),
-    "claim": frame(2, 2, blob(RUN.hex().encode()) + struct.pack("<i", -1)),
+    "claim": frame(2, 2, blob(RUN.hex().encode()) + struct.pack("<ii", -1, 6)),
     "region": frame(3, 3, blob(b"weights") + blob(b"/proc/1/fd/2") + struct.pack("<Q", 1 << 33)),
     "join": frame(
         4, 4, struct.pack("<IQHiI", 3, 12, 4, -1, 60000) + blob(b"/proc/1/fd/3") + struct.pack("<HHH", 2, 1, 65535)

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from mizzle.blocks.bridge import BridgeClient
@@ -146,26 +148,25 @@ class Inventory:
         yield from (str(path) for path in set(_SHARED.iterdir()) - self._names if "mizzle" in path.name)
 
     def _of_bridges(self) -> Iterator[str]:
-        for executor in processes(self._home):
-            # One that is stopped is being replaced, and takes with it what it has.
-            if executor.is_executor and not executor.is_stopped:
-                yield from _in_bridge(executor)
+        # One that is stopped is being replaced, and takes with it what it has.
+        executors = [one for one in processes(self._home) if one.is_executor and not one.is_stopped]
+        for directory, living in Counter(one.directory for one in executors).items():
+            # Executors that were killed have left their cards there.
+            said = [found for card in named(Path(directory), CARD) if (found := _in_bridge(card)) is not None]
+            yield from chain.from_iterable(said)
+            if len(said) < living:
+                yield f"of {living} bridges below {directory} only {len(said)} say what they hold"
 
 
-def _in_bridge(executor: Process) -> Iterator[str]:
-    cards = list(named(Path(executor.directory), CARD))
-    if not cards:
-        yield f"no bridge yet in executor process {executor.pid}"
-    for card in cards:
-        try:
-            with BridgeClient(*find_bridge(str(card.parent)), Deadline.after(5)) as client:
-                blocks = client.count_blocks("test_mizzle")
-        except (MizzleError, OSError) as error:
-            yield f"the bridge of executor process {executor.pid} does not say what it holds: {error}"
-            continue
-        if blocks:
-            yield f"{blocks} blocks in executor {client.executor_id}"
-        yield from (f"the folder {folder}" for folder in card.parent.glob("mizzle-*") if folder.is_dir())
+def _in_bridge(card: Path) -> list[str] | None:
+    """What a bridge holds; None if nobody answers there."""
+    try:
+        with BridgeClient(*find_bridge(str(card.parent)), Deadline.after(5)) as client:
+            blocks = client.count_blocks("test_mizzle")
+    except (MizzleError, OSError):
+        return None
+    held = [f"{blocks} blocks in executor {client.executor_id}"] if blocks else []
+    return held + [f"the folder {folder}" for folder in card.parent.glob("mizzle-*") if folder.is_dir()]
 
 
 def fds(pid: int) -> int:

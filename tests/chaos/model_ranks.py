@@ -65,7 +65,7 @@ class Arena(KeptArena):
 
     def __init__(self) -> None:
         super().__init__()
-        self.rank, self.labelled_in = -1, -1
+        self.rank, self.labelled_in = -1, list[int]()
         self.holder: Process | None = None
 
 
@@ -76,10 +76,12 @@ class Executor:
     name: str
     arenas: list[Arena] = field(default_factory=list)
 
-    def claim(self, rank: int, holder: Process) -> Arena:
-        """As `Runs.claim` does it: what a later generation left behind first; of these that rank's; else a new one."""
+    def claim(self, rank: int, boundary: int, holder: Process) -> Arena:
+        """As `Runs.claim` does it: what was left at the boundary first, then what a later generation did; else new."""
         free = [arena for arena in self.arenas if arena.holder is None]
-        free.sort(key=lambda arena: (-arena.labelled_in, arena.rank != rank))
+        free.sort(
+            key=lambda one: (boundary not in one.labelled_in, -max(one.labelled_in, default=-1), one.rank != rank)
+        )
         if not free:
             self.arenas.append(Arena())
             free = self.arenas[-1:]
@@ -189,7 +191,7 @@ class Process:
         self.generation, self.since, self.then = world.generation, world.since, world.seats_of_boundary
         self.orders: list[Order] = []
         self.paused = 0
-        self.arena = executor.claim(rank, self)
+        self.arena = executor.claim(rank, self.since.generation, self)
         self.arena.rank = rank
         self.greenlet = greenlet(self._main)
 
@@ -229,7 +231,7 @@ class Process:
     def _set_label(self, label: bytes) -> None:
         give_turn()
         self.arena.label = self.context.label = label
-        self.arena.labelled_in = self.generation
+        self.arena.labelled_in.append(self.generation)
         give_turn()
 
     def _work(self, ranks: Communicator) -> None:

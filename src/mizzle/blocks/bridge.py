@@ -264,9 +264,18 @@ class BridgeClient:
         self.send(Request.CANCEL, Writer().number("I", tag), Deadline.after(_GRACE_S), silent=True)
         self._await_answer(tag, Deadline.after(_GRACE_S))
 
-    def claim(self, run: str, preferred_rank: int, deadline: Deadline) -> tuple[int, bytes, BridgeArena]:
-        """Hold an arena of the run: (the rank it served or -1, its label, the arena)."""
-        answer = self.call(Request.CLAIM, Writer().text(run).number("i", preferred_rank), deadline)
+    def claim(
+        self, run: str, preferred_rank: int, deadline: Deadline, *, boundary: int = -1
+    ) -> tuple[int, bytes, BridgeArena]:
+        """Hold an arena of the run: (the rank it served or -1, its label, the arena).
+
+        Args:
+            run: its id.
+            preferred_rank: whose arena to take, where there is a choice; or -1.
+            deadline: for the answer.
+            boundary: generation of the ranks that left their states at the boundary: an arena of theirs goes first.
+        """
+        answer = self.call(Request.CLAIM, Writer().text(run).number("ii", preferred_rank, boundary), deadline)
         rank, label = answer.number("i"), answer.blob()
         regions = []
         for _ in range(answer.number("H")):

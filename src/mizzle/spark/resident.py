@@ -87,7 +87,9 @@ class _Residence:
         work: ResidentWork = cloudpickle.loads(Path(order.work).read_bytes())
         rows = None if order.rows is None else cloudpickle.loads(Path(order.rows).read_bytes())
         assigned = [rank for rank, executor in enumerate(order.executors) if executor == self._client.executor_id]
-        self._context = RankContext.join(self._client, order.terms, wanted=order.wanted, preferred=assigned)
+        self._context = RankContext.join(
+            self._client, order.terms, wanted=order.wanted, preferred=assigned, boundary=order.since.generation
+        )
         self.rank = self._context.rank
         with _TellPeers(self._context):
             if order.executors and not assigned:

@@ -75,8 +75,9 @@ class RankContext(Communicator):
 
     @classmethod
     def join(
-        cls, client: BridgeClient, terms: JoinTerms, *, wanted: int = -1, preferred: Sequence[int] = ()
-    ) -> RankContext:
+        cls, client: BridgeClient, terms: JoinTerms, *, wanted: int = -1, preferred: Sequence[int] = (),
+        boundary: int = -1,
+    ) -> RankContext:  # fmt: skip
         """Hold an arena of the run and come together with the peers.
 
         Args:
@@ -84,13 +85,14 @@ class RankContext(Communicator):
             terms: the same on all ranks.
             wanted: the rank to be, or -1 for the one whose state lies here, or a preferred one, or any.
             preferred: ranks whose data is near, the nearest first.
+            boundary: generation of the ranks whose states are to be taken up, or -1.
 
         Raises:
             CollectiveTimeout: not all ranks came: too few free task slots.
             Fenced: the ranks were complete without this one, or the run has ended.
         """
         deadline = Deadline.after(terms.timeout_s)
-        _, label, arena = client.claim(terms.run, wanted, deadline)
+        _, label, arena = client.claim(terms.run, wanted, deadline, boundary=boundary)
         membership = client.join(
             terms.run,
             generation=terms.generation,

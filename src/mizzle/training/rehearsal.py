@@ -6,7 +6,7 @@ The same code as on the executors, with one rank, one shard and a few rows, on a
 from __future__ import annotations
 
 import warnings
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import replace
 
 import numpy as np
@@ -82,11 +82,12 @@ def rehearse(
     try:
         store = MemoryFabric(1).store(0, run=_RUN)
         exchange = exchange_for(alone, model, store, ((0,),), timeout_s=_TIMEOUT_S)
-        trainer = RankTrainer(alone, model, exchange, {0: few})
-        trainer.run([plan])
-        if evaluate:
-            tried = "an evaluation"
-            trainer.evaluate(plan, {0: few})
+        # Closed, because the hooks of its gradients hold the model, and torch does not tell the garbage collector.
+        with closing(RankTrainer(alone, model, exchange, {0: few})) as trainer:
+            trainer.run([plan])
+            if evaluate:
+                tried = "an evaluation"
+                trainer.evaluate(plan, {0: few})
     except MizzleError:
         raise
     except Exception as error:

@@ -55,7 +55,7 @@ def span() -> Span:
 
 FRAMES: dict[str, Callable[[], bytes]] = {
     "hello": lambda: Writer().number("H", PROTOCOL_VERSION).raw(bytes(range(32))).frame(Request.HELLO, 1),
-    "claim": lambda: Writer().text(RUN).number("i", -1).frame(Request.CLAIM, 2),
+    "claim": lambda: Writer().text(RUN).number("ii", -1, 6).frame(Request.CLAIM, 2),
     "region": lambda: Writer().text("weights").text("/proc/1/fd/2").number("Q", 1 << 33).frame(Request.REGION, 3),
     "join": lambda: (
         Writer()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pyarrow as pa
@@ -116,3 +118,13 @@ def test_a_loss_that_is_nan_is_left_to_the_run() -> None:
 )
 def test_the_smallest_batch_of_a_run_is_known_beforehand(how: dict[str, Any], iterations: int, expected: int) -> None:
     assert fewest_rows(spec(**how), iterations) == expected
+
+
+@pytest.mark.parametrize("evaluate", [False, True])
+def test_nothing_of_the_model_is_left_behind(*, evaluate: bool) -> None:
+    model = nn.Linear(2, 3)
+    weight = weakref.ref(model.weight)
+    rehearse(model, spec(), COLUMNS, ROWS, evaluate=evaluate)
+    del model
+    gc.collect()
+    assert weight() is None, "a driver that trains again and again would grow by each model"

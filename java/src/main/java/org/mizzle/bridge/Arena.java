@@ -9,6 +9,8 @@ import java.util.Arrays;
 import java.util.LinkedHashMap;
 import java.util.List;
 import java.util.Map;
+import java.util.NavigableSet;
+import java.util.TreeSet;
 
 /**
  * The shared memory of one rank of one run in this executor. It outlives the Python worker that
@@ -29,9 +31,9 @@ final class Arena {
   private int rank = -1;
   /** What Python last committed here: opaque, small. */
   private byte[] label = new byte[0];
-  /** The generation that it serves, and the one in which it was last labelled; -1: none yet. */
+  /** The generation that it serves, -1: none yet; and those in which it was labelled. */
   private long generation = -1;
-  private long labelledIn = -1;
+  private final NavigableSet<Long> labelledIn = new TreeSet<>();
   private Object holder;
   private int nextNumber;
   private boolean closed;
@@ -66,7 +68,12 @@ final class Arena {
 
   /** In which generation a rank last noted something here, or -1: what lies here is as old. */
   synchronized long labelledIn() {
-    return labelledIn;
+    return labelledIn.isEmpty() ? -1 : labelledIn.last();
+  }
+
+  /** Whether a rank of that generation has noted something here: it may be here still. */
+  synchronized boolean wasLabelledIn(int ofGeneration) {
+    return labelledIn.contains(Integer.toUnsignedLong(ofGeneration));
   }
 
   synchronized byte[] label() {
@@ -75,7 +82,7 @@ final class Arena {
 
   synchronized void label(byte[] newLabel) {
     label = newLabel.clone();
-    labelledIn = generation;
+    labelledIn.add(generation);
   }
 
   synchronized List<Region> regions() {

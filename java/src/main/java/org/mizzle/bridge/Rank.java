@@ -21,9 +21,10 @@ final class Rank {
   Frame.Builder claim(Frame frame) throws BridgeException {
     String run = frame.string();
     int preferred = frame.body.getInt();
+    int boundary = frame.body.getInt();
     checkFree();
     releaseArena();
-    arena = bridge.runs().claim(run, preferred, this);
+    arena = bridge.runs().claim(run, preferred, boundary, this);
     Frame.Builder out = new Frame.Builder().u32(arena.rank()).blob(arena.label());
     List<Region> regions = arena.regions();
     out.u16(regions.size());

@@ -41,14 +41,16 @@ final class Runs {
   }
 
   /**
-   * An arena of the run that nobody holds: what a later generation has left behind before what an
-   * earlier one has, as a process that outlived its generation may do; of these the preferred
-   * rank's; else a new one.
+   * An arena of the run that nobody holds: first one in which the ranks may have left something that
+   * were there at the boundary, generation {@code boundary} (-1: none). Then what a later generation
+   * has left behind before what an earlier one has, as a process that outlived its generation may
+   * do; of these the preferred rank's; else a new one.
    */
-  synchronized Arena claim(String name, int preferredRank, Object session) {
+  synchronized Arena claim(String name, int preferredRank, int boundary, Object session) {
     Run run = runs.computeIfAbsent(name, absent -> new Run());
     List<Arena> byPreference = new ArrayList<>(run.arenas);
-    byPreference.sort(Comparator.comparing(Arena::labelledIn, Comparator.reverseOrder())
+    byPreference.sort(Comparator.comparing((Arena arena) -> !arena.wasLabelledIn(boundary))
+        .thenComparing(Arena::labelledIn, Comparator.reverseOrder())
         .thenComparing(arena -> arena.rank() != preferredRank));
     for (Arena arena : byPreference) {
       if (arena.claim(session)) {

@@ -13,6 +13,8 @@ import java.nio.channels.Selector;
 import java.nio.channels.SocketChannel;
 import java.util.ArrayDeque;
 import java.util.Deque;
+import java.util.concurrent.CompletableFuture;
+import java.util.concurrent.Future;
 import java.util.concurrent.ScheduledExecutorService;
 import java.util.concurrent.TimeUnit;
 import java.util.function.BooleanSupplier;
@@ -38,6 +40,8 @@ final class Wire implements Closeable {
   /** Frames to be sent, in order; guarded by itself, as is the next. */
   private final Deque<ByteBuffer> out = new ArrayDeque<>();
   private long outBytes;
+  /** Abandons it in time; none yet. Else the timer would hold its buffers when it has long ended. */
+  private volatile Future<?> abandoned = CompletableFuture.completedFuture(null);
 
   Wire(SocketChannel channel) throws IOException {
     this.channel = channel;
@@ -135,7 +139,7 @@ final class Wire implements Closeable {
 
   /** Ends the connection later, unless it is welcome by then. */
   void abandonUnless(BooleanSupplier welcome, ScheduledExecutorService timer, long afterMs) {
-    timer.schedule(() -> {
+    abandoned = timer.schedule(() -> {
       if (!welcome.getAsBoolean()) {
         abandon();
       }
@@ -144,6 +148,7 @@ final class Wire implements Closeable {
 
   @Override
   public void close() throws IOException {
+    abandoned.cancel(false);
     channel.close();
     selector.close();
   }

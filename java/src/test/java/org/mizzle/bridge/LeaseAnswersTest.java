@@ -100,7 +100,7 @@ final class LeaseAnswersTest {
     lease.renewed(now);
     Shelf shelf = new Shelf(null, new Removals((name, buffer) -> true, timer));
     Member member = new Member(
-        new Group("r", 3, 1), 2, 7, runs.claim("r", 0, this), shelf, timer);
+        new Group("r", 3, 1), 2, 7, runs.claim("r", 0, -1, this), shelf, timer);
     runs.register(member);
     List<Boolean> wasOver = new ArrayList<>();
     member.turns.await(1, new Turns.Waiter() {

@@ -25,7 +25,7 @@ final class LeaseTest {
   }
 
   private Member member(int generation) throws BridgeException {
-    Arena arena = runs.claim(RUN, 0, holder);
+    Arena arena = runs.claim(RUN, 0, -1, holder);
     Shelf shelf = new Shelf(null, new Removals((name, buffer) -> true, timer));
     Member member = new Member(new Group(RUN, generation, 1), 2, 7, arena, shelf, timer);
     runs.register(member);
@@ -122,14 +122,14 @@ final class LeaseTest {
 
   void memoryStaysForALaterGeneration() throws BridgeException {
     Object session = new Object();
-    Arena arena = runs.claim(RUN, 0, session);
+    Arena arena = runs.claim(RUN, 0, -1, session);
     arena.label(new byte[] {42});
     arena.unclaim(session);
     check(!member(3).turns.hasEnded(), "it takes part");
     runs.isolate();
     equal(Set.of(RUN), runs.names());
     arena.unclaim(holder);
-    equal(List.of(42), List.of((int) runs.claim(RUN, 0, new Object()).label()[0]));
+    equal(List.of(42), List.of((int) runs.claim(RUN, 0, -1, new Object()).label()[0]));
   }
 
   void oneThatCannotBeEndedKeepsNoOtherFromIt() throws BridgeException {

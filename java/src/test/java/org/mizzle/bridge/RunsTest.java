@@ -25,31 +25,50 @@ final class RunsTest {
   }
 
   void anArenaThatSomebodyHoldsIsNobodyElses() {
-    Arena first = runs.claim("r", 0, "one");
-    check(runs.claim("r", 0, "two") != first, "another one");
+    Arena first = runs.claim("r", 0, -1, "one");
+    check(runs.claim("r", 0, -1, "two") != first, "another one");
     first.unclaim("one");
-    check(runs.claim("r", 0, "three") == first, "free again");
+    check(runs.claim("r", 0, -1, "three") == first, "free again");
   }
 
   void aRankReturnsToTheArenaThatItHad() {
-    Arena first = runs.claim("r", 0, "one");
-    Arena second = runs.claim("r", 1, "two");
+    Arena first = runs.claim("r", 0, -1, "one");
+    Arena second = runs.claim("r", 1, -1, "two");
     first.assign(0, 4);
     second.assign(1, 4);
     first.unclaim("one");
     second.unclaim("two");
-    check(runs.claim("r", 1, "three") == second, "its own");
+    check(runs.claim("r", 1, -1, "three") == second, "its own");
   }
 
   void whatALaterGenerationLeftIsFoundBeforeWhatAnOlderProcessHeldForLong() {
-    Arena old = runs.claim("r", 0, "zombie");
+    Arena old = runs.claim("r", 0, -1, "zombie");
     old.assign(0, 0);
     old.label(new byte[] {1});
-    Arena current = runs.claim("r", 0, "rank");
+    Arena current = runs.claim("r", 0, -1, "rank");
     current.assign(0, 1);
     current.label(new byte[] {2});
     old.unclaim("zombie");
     current.unclaim("rank");
-    check(runs.claim("r", 0, "next") == current, "the state of the boundary is there");
+    check(runs.claim("r", 0, -1, "next") == current, "the state of the boundary is there");
+  }
+
+  void whatWasLeftAtTheBoundaryIsFoundBeforeWhatALaterGenerationBegan() {
+    Arena boundary = runs.claim("r", 0, -1, "zombie");
+    boundary.assign(0, 3);
+    boundary.label(new byte[] {1});
+    Arena later = runs.claim("r", 0, 3, "rank");
+    check(later != boundary, "the one is still held");
+    later.assign(0, 4);
+    later.label(new byte[] {2});
+    boundary.unclaim("zombie");
+    later.unclaim("rank");
+    check(runs.claim("r", 0, 3, "next") == boundary, "generation 4 did not get that far");
+    boundary.assign(0, 5);
+    boundary.label(new byte[] {1, 3});
+    boundary.unclaim("next");
+    check(runs.claim("r", 0, 3, "one more") == boundary, "what generation 3 left is still there");
+    boundary.unclaim("one more");
+    check(runs.claim("r", 0, 4, "and one") == later, "generation 4 had got that far after all");
   }
 }

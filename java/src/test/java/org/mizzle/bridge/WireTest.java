@@ -14,6 +14,7 @@ import java.nio.file.Files;
 import java.nio.file.Path;
 import java.util.concurrent.RejectedExecutionException;
 import java.util.concurrent.ScheduledExecutorService;
+import java.util.concurrent.ScheduledThreadPoolExecutor;
 
 final class WireTest {
   private final SocketChannel worker;
@@ -47,6 +48,15 @@ final class WireTest {
     wire.abandonUnless(() -> false, timer, 1);
     fails(IOException.class, wire::next);
     wire.close();
+    timer.shutdown();
+  }
+
+  void whoHasEndedIsNotHeldByTheTimer() throws IOException {
+    ScheduledThreadPoolExecutor timer = (ScheduledThreadPoolExecutor) Threads.scheduler("timer");
+    wire.abandonUnless(() -> false, timer, 60_000);
+    equal(1, timer.getQueue().size());
+    wire.close();
+    equal(0, timer.getQueue().size());
     timer.shutdown();
   }
 
