@@ -8,71 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.collectives.slices import Slice
 from mizzle.config import Checkpoints
 from mizzle.errors import CheckpointError, ConfigError
-from mizzle.scheduling.plan import Triggers
+from mizzle.spark.origin import Origin, open_store, shards_of
 from mizzle.spark.part_writer import PartWriter, Progress, Told, Wanted
-from mizzle.spark.saving import CHECKPOINT, Origin, Saving, open_store, shards_of
 from mizzle.training.checkpoint import CheckpointStore
-from mizzle.training.evaluate import Evaluation
-from mizzle.training.flat import FlatParameters
-from mizzle.training.recut import OWNED, SPANS
-from mizzle.training.spec import TrainingSpec
-from mizzle.training.state import pack_state
-
-RANKS = 2
-
-
-def sgd(groups: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=0.1)
-
-
-SPEC = TrainingSpec(
-    loss=torch.nn.functional.mse_loss, optimizer=sgd, num_rows=8, num_shards=2, global_batch_size=4, seed=3
-)
-MODEL = torch.nn.Linear(4, 2)
-NUM_ELEMENTS = FlatParameters(MODEL).num_elements
-TRIGGERS = Triggers(100, None, {CHECKPOINT: 5})
-
-
-def owned(rank: int) -> Slice:
-    half = NUM_ELEMENTS // RANKS
-    return Slice(rank * half, NUM_ELEMENTS if rank else half)
-
-
-def state(rank: int) -> bytearray:
-    mine = owned(rank)
-    weights = torch.arange(mine.start, mine.stop, dtype=torch.float32)
-    spans = {"weights": [0, NUM_ELEMENTS]}
-    described = {OWNED: [[mine.start, mine.stop]], SPANS: spans, "signature": "s", "log": {}, "scalars": {}}
-    return bytearray(pack_state({"weights": weights}, described))
-
-
-def written(store: CheckpointStore, wanted: Wanted, iteration: int) -> list[Told]:
-    """What the ranks tell when they have written their parts."""
-    found = []
-    for rank in range(RANKS):
-        writer = PartWriter(store, rank)
-        writer.begin(wanted.name, iteration, memoryview(state(rank)), [owned(rank)], lambda: None)
-        found.append(writer.wait(Deadline.after(20)))
-    return found
-
-
-def saving(path: Path, **config: Any) -> Saving:
-    checkpoints = Checkpoints(path=path, **({"every": 5, "keep": 2} | config))
-    return Saving(checkpoints, open_store(checkpoints, "auto"), TRIGGERS, "a" * 32, SPEC, MODEL)
-
-
-def save(one: Saving, iteration: int, **origin: Any) -> str:
-    wanted = one.due(Origin(iteration, **origin), 0)
-    assert wanted is not None
-    one.take(written(one.store, wanted, iteration), generation=0)
-    one.await_commit()
-    return wanted.name
+from unit.spark.saved import EVALUATIONS, RANKS, SPEC, owned, save, saving, state, written
 
 
 def test_a_checkpoint_counts_when_all_ranks_have_written(tmp_path: Path) -> None:
@@ -90,14 +33,14 @@ def test_a_checkpoint_counts_when_all_ranks_have_written(tmp_path: Path) -> None
 
 
 def test_it_keeps_what_the_driver_goes_on_with_bit_for_bit(tmp_path: Path) -> None:
-    evaluations = (Evaluation(4, 0, 37, 0.1 + 0.2, {"accuracy": 1 / 3}),)
+    evaluations = EVALUATIONS
     stopping = {"best": 1e-310, "waited": 2}
     save(saving(tmp_path), 5, groups=3, evaluations=evaluations, stopping=stopping)
     again = saving(tmp_path).newest()
     assert again is not None
     assert replace(again, checkpoint="") == Origin(5, 3, "", evaluations, stopping)
     assert not again.boundary.is_start
-    assert shards_of(CheckpointStore(str(tmp_path))) == SPEC.num_shards
+    assert shards_of(CheckpointStore(str(tmp_path)), SPEC.num_rows) == SPEC.num_shards
 
 
 def test_nothing_is_due_off_the_trigger_or_at_the_start(tmp_path: Path) -> None:
@@ -158,9 +101,8 @@ def test_a_refused_checkpoint_is_not_offered_again(tmp_path: Path) -> None:
 
 def test_another_training_is_told_what_differs(tmp_path: Path) -> None:
     save(saving(tmp_path), 5)
-    other = Checkpoints(path=tmp_path)
     with pytest.raises(ConfigError, match="seed 3 there, 4 here"):
-        Saving(other, open_store(other, "auto"), TRIGGERS, "b" * 32, replace(SPEC, seed=4), MODEL).newest()
+        saving(tmp_path, spec=replace(SPEC, seed=4)).newest()
 
 
 def test_a_folder_with_checkpoints_is_gone_on_from_or_refused(tmp_path: Path) -> None:
@@ -239,11 +181,12 @@ def test_a_part_is_refused_while_the_one_before_hangs(tmp_path: Path) -> None:
     store.opened.set()
 
 
+@pytest.mark.parametrize("error", [CheckpointError("somebody reads it"), RuntimeError("of a library")])
 def test_a_checkpoint_counts_though_older_ones_cannot_be_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refused(*_args: object, **_kwargs: object) -> None:
-        raise CheckpointError("somebody reads it")
+        raise error
 
     monkeypatch.setattr(CheckpointStore, "retain", refused)
     one = saving(tmp_path)

@@ -1,0 +1,23 @@
+"""How much JSON of strangers is parsed: what a parser makes of it is limited by its items, whatever they are. Pure."""
+
+from __future__ import annotations
+
+MAX_BYTES = 4 * 2**20
+# Together they cost a parser less than 32 MB.
+_MAX_ITEMS = 2**18
+_MAX_NESTED = 2**16
+
+
+def beyond_limits(raw: bytes) -> str:
+    """Why this JSON may take more than 32 MB when it is parsed; "" if it cannot.
+
+    Args:
+        raw: is not parsed, so what stands inside of texts counts too.
+    """
+    num_items, num_nested = raw.count(b",") + raw.count(b":"), raw.count(b"[") + raw.count(b"{")
+    if len(raw) <= MAX_BYTES and num_items <= _MAX_ITEMS and num_nested <= _MAX_NESTED:
+        return ""
+    return (
+        f"has {len(raw)} bytes with {num_items} items and {num_nested} lists or objects: more than {MAX_BYTES} with "
+        f"{_MAX_ITEMS} and {_MAX_NESTED} are not read"
+    )
