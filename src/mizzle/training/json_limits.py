@@ -8,16 +8,18 @@ _MAX_ITEMS = 2**18
 _MAX_NESTED = 2**16
 
 
-def beyond_limits(raw: bytes) -> str:
+def beyond_limits(raw: bytes, *, max_names: int = _MAX_ITEMS) -> str:
     """Why this JSON may take more than 32 MB when it is parsed; "" if it cannot.
 
     Args:
         raw: is not parsed, so what stands inside of texts counts too.
+        max_names: of all objects together, where a name costs more than usual.
     """
-    num_items, num_nested = raw.count(b",") + raw.count(b":"), raw.count(b"[") + raw.count(b"{")
-    if len(raw) <= MAX_BYTES and num_items <= _MAX_ITEMS and num_nested <= _MAX_NESTED:
+    num_names, num_nested = raw.count(b":"), raw.count(b"[") + raw.count(b"{")
+    num_items = raw.count(b",") + num_names
+    if len(raw) <= MAX_BYTES and num_items <= _MAX_ITEMS and num_names <= max_names and num_nested <= _MAX_NESTED:
         return ""
     return (
-        f"has {len(raw)} bytes with {num_items} items and {num_nested} lists or objects: more than {MAX_BYTES} with "
-        f"{_MAX_ITEMS} and {_MAX_NESTED} are not read"
+        f"has {len(raw)} bytes, {num_items} items, {num_names} names and {num_nested} lists or objects: more than "
+        f"{MAX_BYTES}, {_MAX_ITEMS}, {max_names} or {_MAX_NESTED} are not read"
     )

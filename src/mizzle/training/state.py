@@ -24,6 +24,8 @@ _LENGTH = struct.Struct("<Q")
 # Spaces behind the header, as the format allows: a counter that gains a digit does not make a state longer, so that
 # the region of one boundary serves the next. It also puts the tensors at the beginning of a page.
 _HEADER_UNIT = 4096
+# Each is looked at in a list of pairs before there is an object. A tensor has 4: enough for 20 000 tensors.
+_MAX_NAMES = 90_000
 _MAX_DIMS = 64  # torch's own limit
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -70,7 +72,7 @@ class PackedState:
             header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [begin, at]}
         text = json.dumps(header).encode()
         padded = -(-(_LENGTH.size + len(text)) // _HEADER_UNIT) * _HEADER_UNIT - _LENGTH.size
-        if complaint := beyond_limits(text.ljust(padded)):
+        if complaint := beyond_limits(text.ljust(padded), max_names=_MAX_NAMES):
             raise ModelError(
                 f"the state of a rank has {len(header) - 1} tensors; their description {complaint}: train a model of "
                 "fewer parameters, or with an optimizer that runs sharded"
@@ -193,7 +195,7 @@ def read_header(raw: bytes | bytearray | memoryview, num_bytes: int) -> Header:
 
 
 def _parsed(raw: bytes) -> dict[str, Any]:
-    if complaint := beyond_limits(raw):
+    if complaint := beyond_limits(raw, max_names=_MAX_NAMES):
         raise ValueError(f"its header {complaint}")
     found: dict[str, Any] = json.loads(raw, object_pairs_hook=_once)  # or anything else, which the caller will see
     return found
