@@ -186,7 +186,8 @@ class Trainer:
         """Train on all rows of a DataFrame. May be called again; every fit starts from the given model.
 
         With ``resume`` it goes on from a checkpoint, on any number of ranks, and ends with the bits of a fit that was
-        never interrupted, if the DataFrame gives the same rows in the same order.
+        never interrupted, if the DataFrame gives the same rows in the same order. What is not trained is taken from
+        the checkpoint too.
 
         Args:
             df: computed twice (checked, then dealt to the executors' disks): cache what is dear to compute.
