@@ -125,7 +125,7 @@ def test_a_layer_that_is_not_trained_has_the_weights_of_the_checkpoint(
 def test_a_checkpoint_serves_no_other_optimizer(spark_local: SparkSession, half: Path) -> None:
     training = Training(lambda: Mlp(dropout=0.3, norm=True), digits(), sgd, batch_size=15)
     fitter = trainer(training, checkpoints=Checkpoints(path=half), max_iterations=ITERATIONS)
-    with pytest.raises(ConfigError, match="optimizer 'torch.optim.adam.Adam, sharded' there, 'torch.optim.sgd.SGD"):
+    with pytest.raises(ConfigError, match=r"optimizer 'torch.optim.adam.Adam, sharded' there, 'torch.optim.sgd.SGD"):
         fitter.fit(frame(spark_local, training.data), features="x", label="y", resume="auto")
 
 

@@ -130,10 +130,11 @@ class Manifest:
         Raises:
             CheckpointError: it is damaged or forged; says what is wrong with it.
         """
-        if complaint := beyond_limits(raw):
-            raise CheckpointError(f"{MANIFEST} {complaint}")
         try:
-            manifest = _manifest(json.loads(raw))
+            text = raw.decode("ascii")
+            if complaint := beyond_limits(text):
+                raise CheckpointError(f"{MANIFEST} {complaint}")
+            manifest = _manifest(json.loads(text))
             as_written = _signed(manifest)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{MANIFEST} is damaged: {type(error).__name__}: {error}") from error

@@ -70,14 +70,14 @@ class PackedState:
                 self._tensors.append((part, at))
                 at += part.nbytes
             header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [begin, at]}
-        text = json.dumps(header).encode()
+        text = json.dumps(header)
         padded = -(-(_LENGTH.size + len(text)) // _HEADER_UNIT) * _HEADER_UNIT - _LENGTH.size
         if complaint := beyond_limits(text.ljust(padded), max_names=_MAX_NAMES):
             raise ModelError(
                 f"the state of a rank has {len(header) - 1} tensors; their description {complaint}: train a model of "
                 "fewer parameters, or with an optimizer that runs sharded"
             )
-        self._head = _LENGTH.pack(padded) + text.ljust(padded)
+        self._head = _LENGTH.pack(padded) + text.ljust(padded).encode()
         self.num_bytes = len(self._head) + at
 
     def write(self, buffer: bytearray | memoryview) -> int:
@@ -180,8 +180,8 @@ def read_header(raw: bytes | bytearray | memoryview, num_bytes: int) -> Header:
     """
     length = header_bytes(raw, num_bytes)
     try:
-        header = _parsed(bytes(memoryview(raw)[_LENGTH.size : length]))
-        scalars: dict[str, Any] = _parsed(header.pop("__metadata__")[_KEY].encode())
+        header = _parsed(str(memoryview(raw)[_LENGTH.size : length], "ascii"))
+        scalars: dict[str, Any] = _parsed(header.pop("__metadata__")[_KEY])
         if not isinstance(scalars, dict):
             raise TypeError("its scalars have no names")  # noqa: TRY301 - caught with all other ways to be wrong
         spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
@@ -194,10 +194,10 @@ def read_header(raw: bytes | bytearray | memoryview, num_bytes: int) -> Header:
     return Header(length, tensors, scalars)
 
 
-def _parsed(raw: bytes) -> dict[str, Any]:
-    if complaint := beyond_limits(raw, max_names=_MAX_NAMES):
+def _parsed(text: str) -> dict[str, Any]:
+    if complaint := beyond_limits(text, max_names=_MAX_NAMES):
         raise ValueError(f"its header {complaint}")
-    found: dict[str, Any] = json.loads(raw, object_pairs_hook=_once)  # or anything else, which the caller will see
+    found: dict[str, Any] = json.loads(text, object_pairs_hook=_once)  # or anything else, which the caller will see
     return found
 
 
