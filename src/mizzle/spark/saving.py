@@ -74,7 +74,7 @@ class Saving:
         self._config, self._triggers, self._run = config, triggers, run
         flat = FlatParameters(model, spec.groups)
         self._num_elements = flat.num_elements
-        self._model, self._may_adopt = model, True
+        self._model: torch.nn.Module | None = model  # until the ranks have it
         self._parameters, self._frozen = describe(model, flat)
         optimizer = probe(spec.optimizer, flat)
         self._trained = {
@@ -170,9 +170,9 @@ class Saving:
             except CheckpointError as error:
                 self.refuse(listed.name, error)
                 continue
-            self._newest, self._may_adopt = origin.iteration, False
+            self._newest, self._model = origin.iteration, None
             return origin
-        self._may_adopt = False
+        self._model = None
         if there:
             raise CheckpointError(
                 f"none of the {len(there)} checkpoints in {self.store.path} can be used: the log says why. Try again "
@@ -230,7 +230,7 @@ class Saving:
             raise CheckpointError(_TOO_LONG)
         store.commit(manifest)
         try:
-            store.retain(self._config.keep, protect={name} | self._hanging(), checked={name})
+            store.retain(self._config.keep, protect={name}, checked={name})
         except Exception as error:  # noqa: BLE001 - storage of others may raise anything; the checkpoint is there
             _log.warning("run=%s older checkpoints are still there: %r", self._run[:4], error)
         return sum(part.num_bytes for part in manifest.files)
@@ -252,8 +252,8 @@ class Saving:
 
     def _hanging(self) -> set[str]:
         """What was given up, but may still be committed."""
-        there = [(save.wanted.name, save.commit) for save in tuple(self._given_up)]
-        return {name for name, commit in there if commit is not None and not commit.done()}
+        self._given_up = [save for save in self._given_up if save.commit is not None and not save.commit.done()]
+        return {save.wanted.name for save in self._given_up}
 
     def _look(self, timeout_s: float = 0.0) -> None:
         """Whether what is being committed is done."""
@@ -271,7 +271,8 @@ class Saving:
     def _give_up(self, save: _Save, why: str) -> None:
         save.given_up.set()
         self._save = None
-        self._given_up.append(save)
+        if save.commit is not None:
+            self._given_up.append(save)
         self._record(save.origin.iteration, save.wanted.name, 0, time.monotonic() - save.begun, why)
 
     def _record(self, iteration: int, name: str, num_bytes: int, wall_s: float, fault: str) -> None:
@@ -285,7 +286,7 @@ class Saving:
         """Go on with the parameters of a checkpoint that are not trained, as far as the model is not sent yet."""
         if manifest.frozen is None or self._frozen is None:
             return
-        if self._may_adopt:
+        if self._model is not None:
             raw = self.store.read_part(manifest.name, manifest.frozen)
             try:
                 tensors, _ = unpack_state(raw)

@@ -288,10 +288,10 @@ class CheckpointStore:
         return None
 
     def retain(self, keep: int, protect: Collection[str] = (), checked: Collection[str] = ()) -> None:
-        """Remove what is older than the newest valid checkpoint and ``keep - 1`` more, and what broken saves have left.
+        """Remove the checkpoints that are older than the newest valid one and ``keep - 1`` more.
 
-        Not while a save is under way, unless ``protect`` names it. Nothing is removed if no checkpoint is valid;
-        damaged ones of more iterations than the newest valid one stay, for somebody to look at.
+        Nothing is removed if none is valid; damaged ones of more iterations than the newest valid one stay, for
+        somebody to look at. What is not committed is left alone: it may be under way (`sweep`).
 
         Args:
             keep: how many are kept, at least 1.
@@ -300,16 +300,16 @@ class CheckpointStore:
                 taken for valid.
 
         Raises:
-            CheckpointError: the path cannot be read, or something could not be removed: the next call tries again.
+            CheckpointError: the path cannot be read, or something could not be removed: `sweep` tries again.
             ConfigError: ``keep`` is less than 1.
         """
         if keep < 1:
             raise ConfigError(f"keep={keep}: at least one checkpoint is kept")
-        found = self.listed()
+        found = [one for one in self.listed() if one.committed]
         kept: list[str] = []
         old: list[str] = []
         for one in found:
-            if not one.committed or len(kept) >= keep:
+            if len(kept) >= keep:
                 old.append(one.name)
             elif kept or one.name in checked or self._is_valid(one.name):
                 kept.append(one.name)
@@ -320,7 +320,7 @@ class CheckpointStore:
         """Remove what broken saves have left, but for ``protect``. Not while a save is under way.
 
         Raises:
-            CheckpointError: as `retain`.
+            CheckpointError: the path cannot be read, or something could not be removed: the next call tries again.
         """
         self._remove([one.name for one in self.listed() if not one.committed and one.name not in protect])
 

@@ -350,11 +350,16 @@ def test_a_commit_that_hangs_is_given_up_and_its_files_stay_until_it_has_ended(
     assert second is not None
     assert "timeout_s" in one.records[0].fault
     assert len(list((tmp_path / first.name).iterdir())) == RANKS + 1
+    told = written(one.store, second, 10)
     hanging = one._given_up[0].commit
     assert hanging is not None
     go_on.set()
     hanging.result(20)
     assert one.store.newest_valid() is not None, "it is whole, though late"
+    one.take(told, generation=0)
+    assert one._save is not None
+    assert one._save.commit is not None
+    one._save.commit.result(20)  # what came late has left it alone
 
 
 def test_as_many_evaluations_as_a_long_training_has_are_saved_and_found(tmp_path: Path) -> None:

@@ -95,9 +95,11 @@ def test_a_save_is_found_loaded_and_replaced_by_the_next(store: CheckpointStore)
     assert found[1] == store.verify(second) == store.read(second)
     assert_loads(pickle.loads(pickle.dumps(store)), found[1], HALVES)  # noqa: S301 - made here
     third = save(store, 13)
-    store.retain(2, protect=[unfinished])
+    store.retain(2)
+    store.sweep(protect=[unfinished])
     assert [one.name for one in store.listed()] == [unfinished, third, second]
     store.retain(1)
+    store.sweep()
     assert [one.name for one in store.listed()] == [third]
     store.verify(third)
 
@@ -281,8 +283,9 @@ def test_what_cannot_be_removed_is_told_and_keeps_nothing_else_from_being_remove
     (tmp_path / stuck / "a folder").mkdir()
     assert stuck in failing(lambda: store.retain(1))
     assert [one.name for one in store.listed()] == [new, stuck]
+    assert stuck in failing(store.sweep)
     (tmp_path / stuck / "a folder").rmdir()
-    store.retain(1)
+    store.sweep()
     assert [one.name for one in store.listed()] == [new]
 
 
