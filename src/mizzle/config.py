@@ -133,8 +133,8 @@ class Checkpoints:
         keep: how many checkpoints stay; older ones are deleted when a new one is there. 3 forgive a damaged one or two.
         filesystem: a ``pyarrow.fs.FileSystem`` for what a URI cannot say (end points, credentials); None: from
             ``path``.
-        timeout_s: seconds that the last checkpoint may take, and that a run waits for it at its end. 600 s write
-            60 GB at 100 MB/s.
+        timeout_s: seconds that a checkpoint may take, and that a run waits for the last one at its end; one that takes
+            longer is given up. 600 s write 60 GB at 100 MB/s.
     """
 
     path: str | Path

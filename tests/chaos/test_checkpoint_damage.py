@@ -6,10 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from unit.training.damages import check_damages
+from unit.training.damages import WAYS, check_damages
 
 
 @pytest.mark.chaos
 @pytest.mark.timeout(600)
-def test_none_of_a_thousand_damaged_checkpoints_is_loaded(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    check_damages(tmp_path, 1000, seed=2, caplog=caplog)
+@pytest.mark.parametrize("way", WAYS)
+def test_none_of_a_thousand_damaged_checkpoints_is_loaded(
+    way: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    check_damages(tmp_path, 1000, seed=2, caplog=caplog, way=WAYS[way])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -28,6 +29,10 @@ ITERATIONS = 24
 
 def adam(groups: Any) -> torch.optim.Optimizer:
     return torch.optim.Adam(groups, lr=3e-3)
+
+
+def sgd(groups: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(groups, lr=0.1, momentum=0.9)
 
 
 def cosine(optimizer: torch.optim.Optimizer) -> torch.optim.lr_scheduler.LRScheduler:
@@ -91,6 +96,37 @@ def test_a_training_goes_on_from_its_newest_checkpoint_on_any_number_of_ranks(
     assert result.report["resumed_at"] == 12
     assert result.history.groups[0].first == 12
     assert_same(result, whole)
+
+
+def half_frozen(factor: float) -> Mlp:
+    """Its first layer is not trained, and stands for one that is random at every start."""
+    model = Mlp()
+    for parameter in model.first.requires_grad_(requires_grad=False).parameters():
+        parameter.mul_(factor)
+    return model
+
+
+def test_a_layer_that_is_not_trained_has_the_weights_of_the_checkpoint(
+    spark_local: SparkSession, tmp_path: Path
+) -> None:
+    def fitted_with(factor: float, until: int, **how: Any) -> TrainingResult:
+        training = Training(partial(half_frozen, factor), digits(), adam)
+        saved = Checkpoints(path=tmp_path / how.pop("path"), every=100)
+        fitter = trainer(training, checkpoints=saved, max_iterations=until)
+        return fitter.fit(frame(spark_local, training.data), features="x", label="y", **how)
+
+    whole = fitted_with(1.0, 8, path="whole")
+    fitted_with(1.0, 4, path="half")
+    result = fitted_with(-2.0, 8, path="half", resume="auto")
+    assert result.report["resumed_at"] == 4
+    assert_equal_bits(result, whole)
+
+
+def test_a_checkpoint_serves_no_other_optimizer(spark_local: SparkSession, half: Path) -> None:
+    training = Training(lambda: Mlp(dropout=0.3, norm=True), digits(), sgd, batch_size=15)
+    fitter = trainer(training, checkpoints=Checkpoints(path=half), max_iterations=ITERATIONS)
+    with pytest.raises(ConfigError, match=r"optimizer 'torch.optim.adam.Adam, sharded' there, 'torch.optim.sgd.SGD"):
+        fitter.fit(frame(spark_local, training.data), features="x", label="y", resume="auto")
 
 
 def test_the_number_of_shards_comes_from_the_checkpoint(

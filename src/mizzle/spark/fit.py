@@ -21,10 +21,11 @@ from mizzle.spark.course import Played, play
 from mizzle.spark.dealing import Dealing
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.fetching import Memory
+from mizzle.spark.origin import Origin
 from mizzle.spark.part_writer import Told
 from mizzle.spark.progress import TrainingProgress
 from mizzle.spark.runner import GroupRunner
-from mizzle.spark.saving import Origin, Saving
+from mizzle.spark.saving import Saving
 from mizzle.spark.slow import note_stragglers
 from mizzle.spark.train_task import Finished, FinishOrder, SaveOrder, TrainOrder, TrainWork
 from mizzle.spark.validate import CheckedFrame
@@ -157,7 +158,8 @@ class _Fit:
             saving.refuse(origin.checkpoint, error)
         saving.abandon()
         found = saving.newest()
-        self._returns = self._returns + 1 if found and found.iteration <= origin.iteration else 1
+        if isinstance(error, StateLost):  # what is refused is not offered again, so that others need no limit
+            self._returns = self._returns + 1 if found and found.iteration <= origin.iteration else 1
         if found is None or self._returns > _MOST_RETURNS:
             raise error
         self._runner.go_back(found.boundary, f"the run goes back to checkpoint {found.checkpoint}: {error}")

@@ -6,79 +6,35 @@ CheckFreq, Mohan et al., FAST 2021: training goes on while a snapshot is written
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field
 
 import torch
 
 from mizzle.config import Checkpoints
 from mizzle.errors import CheckpointError, ConfigError, MizzleError
 from mizzle.scheduling.plan import EPOCH_END, Triggers
-from mizzle.spark.orders import Committed
+from mizzle.spark.origin import Origin
 from mizzle.spark.part_writer import Progress, Told, Wanted
 from mizzle.training.checkpoint import CheckpointStore
-from mizzle.training.evaluate import Evaluation
-from mizzle.training.export import describe, written_with
+from mizzle.training.evaluation_log import pack_evaluations
+from mizzle.training.export import adopt_frozen, describe, written_with
 from mizzle.training.flat import FlatParameters
 from mizzle.training.history import CheckpointRecord
-from mizzle.training.manifest import Manifest
+from mizzle.training.manifest import EVALUATIONS, FROZEN, Manifest, Part
+from mizzle.training.optimizer import is_elementwise, probe
 from mizzle.training.spec import TrainingSpec
+from mizzle.training.state import PackedState, unpack_state
 
 _log = logging.getLogger(__name__)
+_TOO_LONG = "it took longer than Checkpoints(timeout_s=...): raise that, or give it faster storage"
 CHECKPOINT = "checkpoint"
 """Name of the trigger of a period in iterations."""
-
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where a training begins, or goes on.
-
-    Attributes:
-        iteration: done before.
-        groups: done before.
-        checkpoint: that holds its states; "" at the start.
-        evaluations: done before.
-        stopping: `mizzle.training.stopping.StoppingState.as_dict`, or None.
-    """
-
-    iteration: int = 0
-    groups: int = 0
-    checkpoint: str = ""
-    evaluations: tuple[Evaluation, ...] = ()
-    stopping: Mapping[str, Any] | None = None
-
-    @property
-    def boundary(self) -> Committed:
-        """For the ranks."""
-        return Committed(self.iteration, checkpoint=self.checkpoint)
-
-    def as_dict(self) -> dict[str, Any]:
-        """What a manifest keeps of it."""
-        return {
-            "groups": self.groups,
-            "evaluations": [asdict(one) for one in self.evaluations],
-            "stopping": None if self.stopping is None else dict(self.stopping),
-        }
-
-    @classmethod
-    def of(cls, checkpoint: str, manifest: Manifest) -> Origin:
-        """From `as_dict`.
-
-        Raises:
-            CheckpointError: the manifest is not of a training.
-        """
-        try:
-            kept = manifest.training["origin"]
-            evaluations = tuple(Evaluation(**one) for one in kept["evaluations"])
-            return cls(manifest.iteration, kept["groups"], checkpoint, evaluations, kept["stopping"])
-        except (KeyError, TypeError) as error:
-            raise CheckpointError(f"the manifest of {checkpoint} says nothing of the training: {error!r}") from error
 
 
 @dataclass(slots=True)
@@ -92,32 +48,6 @@ class _Save:
     given_up: threading.Event = field(default_factory=threading.Event)
 
 
-def open_store(config: Checkpoints, resume: Literal["never", "auto"]) -> CheckpointStore:
-    """The storage of a training's checkpoints, where something can be written.
-
-    Raises:
-        CheckpointError: nothing can be written, or read, there.
-        ConfigError: there are checkpoints, and nobody said that they are to be gone on from.
-    """
-    store = CheckpointStore(str(config.path), config.filesystem)
-    if resume == "never" and any(listed.committed for listed in store.listed()):
-        raise ConfigError(
-            f"{store.path} holds checkpoints already: go on from them with fit(..., resume='auto'), or give this "
-            "training a folder of its own"
-        )
-    store.probe()
-    return store
-
-
-def shards_of(store: CheckpointStore) -> int | None:
-    """Number of shards of the training that was saved last, as far as that can be read: it keeps them for life."""
-    for listed in store.listed():
-        with suppress(CheckpointError):
-            found = store.read(listed.name).training.get("shards")
-            return found if isinstance(found, int) else None
-    return None
-
-
 class Saving:
     """The checkpoints of one run.
 
@@ -127,7 +57,7 @@ class Saving:
         triggers: of the run, with `CHECKPOINT` among them where it has a period.
         run: the run's id.
         spec: of the training.
-        model: that is trained, not bound to anything.
+        model: that is trained, not bound to anything. The first call of `newest` may write to what is not trained.
 
     Attributes:
         records: checkpoints that are there or were given up, in their order.
@@ -144,12 +74,17 @@ class Saving:
         self._config, self._triggers, self._run = config, triggers, run
         flat = FlatParameters(model, spec.groups)
         self._num_elements = flat.num_elements
+        self._model: torch.nn.Module | None = model  # until the ranks have it
         self._parameters, self._frozen = describe(model, flat)
+        optimizer = probe(spec.optimizer, flat)
         self._trained = {
+            "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}, "
+            f"{'sharded' if is_elementwise(optimizer) else 'whole'}",
             "model": flat.signature(), "rows": spec.num_rows, "shards": spec.num_shards,
             "global_batch_size": spec.global_batch_size, "seed": spec.seed,
         }  # fmt: skip
         self._save: _Save | None = None
+        self._given_up: list[_Save] = []
         self._newest = -1
         self._useless: set[str] = set()
 
@@ -166,6 +101,8 @@ class Saving:
             generation: of the ranks.
         """
         self._look()
+        if self._save is not None and time.monotonic() - self._save.begun > self._config.timeout_s:
+            self._give_up(self._save, _TOO_LONG)
         fired = self._triggers.fires(origin.iteration)
         if (EPOCH_END if self._config.every == "epoch" else CHECKPOINT) not in fired:
             return None
@@ -214,6 +151,9 @@ class Saving:
     def newest(self) -> Origin | None:
         """Where the newest checkpoint is that may be whole; ranks find out whether it is. None: there is none.
 
+        The first call gives the model the parameters of that checkpoint that are not trained. Later the ranks have the
+        model, so that checkpoints with other ones are refused.
+
         Raises:
             ConfigError: it is of another training; names what differs.
             CheckpointError: there are some, and all are damaged.
@@ -224,13 +164,15 @@ class Saving:
                 continue
             try:
                 manifest = self.store.read(listed.name)
-                origin = Origin.of(listed.name, manifest)
+                self._check_same(listed.name, manifest)
+                self._take_frozen(manifest)
+                origin = Origin.of(self.store, manifest)
             except CheckpointError as error:
                 self.refuse(listed.name, error)
                 continue
-            self._check_same(listed.name, manifest)
-            self._newest = origin.iteration
+            self._newest, self._model = origin.iteration, None
             return origin
+        self._model = None
         if there:
             raise CheckpointError(
                 f"none of the {len(there)} checkpoints in {self.store.path} can be used: the log says why. Try again "
@@ -254,6 +196,7 @@ class Saving:
         if origin.iteration == self._newest:
             return None
         try:
+            self._sweep()
             wanted = Wanted(self.store.begin(origin.iteration), generation)
         except Exception as error:  # noqa: BLE001 - storage of others may raise anything; it costs no training
             self._record(origin.iteration, "", 0, 0.0, f"{error}")
@@ -275,22 +218,42 @@ class Saving:
             store.written_part(name, rank, one.num_bytes, one.sha256.hex())
             for rank, one in enumerate(told) if one.progress is Progress.WRITTEN
         ]  # fmt: skip
-        frozen = None if self._frozen is None else store.write_frozen(name, self._frozen.to_bytes())
-        if frozen is not None:
-            store.check_part(name, frozen)
+        evaluations = pack_evaluations(save.origin.evaluations) if save.origin.evaluations else None
         manifest = Manifest(
             name=name, iteration=save.origin.iteration, run=self._run, generation=generation,
             num_elements=self._num_elements, parts=tuple(parts), parameters=self._parameters,
-            training={**self._trained, "origin": save.origin.as_dict()}, frozen=frozen, written_with=written_with(),
+            training={**self._trained, "origin": save.origin.as_dict()},
+            frozen=self._write(name, FROZEN, self._frozen),
+            evaluations=self._write(name, EVALUATIONS, evaluations), written_with=written_with(),
         )  # fmt: skip
         if save.given_up.is_set():
-            raise CheckpointError("it took too long")
+            raise CheckpointError(_TOO_LONG)
         store.commit(manifest)
         try:
             store.retain(self._config.keep, protect={name}, checked={name})
-        except CheckpointError as error:
-            _log.warning("run=%s older checkpoints are still there: %s", self._run[:4], error)
+        except Exception as error:  # noqa: BLE001 - storage of others may raise anything; the checkpoint is there
+            _log.warning("run=%s older checkpoints are still there: %r", self._run[:4], error)
         return sum(part.num_bytes for part in manifest.files)
+
+    def _write(self, name: str, file: str, content: PackedState | None) -> Part | None:
+        """A file of the driver's, read again; None where there is nothing to write."""
+        if content is None:
+            return None
+        part = self.store.write_shared(name, file, content.to_bytes())
+        self.store.check_part(name, part)
+        return part
+
+    def _sweep(self) -> None:
+        """Remove what was given up, so that there is room, but for what may still be committed."""
+        try:
+            self.store.sweep(protect=self._hanging())
+        except Exception as error:  # noqa: BLE001 - storage of others may raise anything; there may be room enough
+            _log.warning("run=%s what broken saves have left is still there: %r", self._run[:4], error)
+
+    def _hanging(self) -> set[str]:
+        """What was given up, but may still be committed."""
+        self._given_up = [save for save in self._given_up if save.commit is not None and not save.commit.done()]
+        return {save.wanted.name for save in self._given_up}
 
     def _look(self, timeout_s: float = 0.0) -> None:
         """Whether what is being committed is done."""
@@ -308,6 +271,8 @@ class Saving:
     def _give_up(self, save: _Save, why: str) -> None:
         save.given_up.set()
         self._save = None
+        if save.commit is not None:
+            self._given_up.append(save)
         self._record(save.origin.iteration, save.wanted.name, 0, time.monotonic() - save.begun, why)
 
     def _record(self, iteration: int, name: str, num_bytes: int, wall_s: float, fault: str) -> None:
@@ -317,9 +282,29 @@ class Saving:
         else:
             _log.info("run=%s checkpoint=%s bytes=%d wall_s=%.3f", self._run[:4], name, num_bytes, wall_s)
 
+    def _take_frozen(self, manifest: Manifest) -> None:
+        """Go on with the parameters of a checkpoint that are not trained, as far as the model is not sent yet."""
+        if manifest.frozen is None or self._frozen is None:
+            return
+        if self._model is not None:
+            raw = self.store.read_part(manifest.name, manifest.frozen)
+            try:
+                tensors, _ = unpack_state(raw)
+            except ConfigError as error:
+                raise CheckpointError(f"{manifest.name}/{FROZEN}: {error}") from error
+            adopt_frozen(self._model, tensors)
+        elif hashlib.sha256(self._frozen.to_bytes()).hexdigest() != manifest.frozen.sha256:
+            raise CheckpointError("parameters that are not trained have other values there than in this run")
+
     def _check_same(self, checkpoint: str, manifest: Manifest) -> None:
-        other = {name: (manifest.training.get(name), mine) for name, mine in self._trained.items()}
-        differ = [f"{name} {there!r} there, {here!r} here" for name, (there, here) in other.items() if there != here]
+        kept = manifest.training
+        differ = [
+            f"{name} {kept[name]!r} there, {mine!r} here" for name, mine in self._trained.items()
+            if name in kept and kept[name] != mine
+        ]  # fmt: skip
+        if not differ and (others := set(manifest.parameters) ^ set(self._parameters)):
+            names = sorted({one.name for one in others})
+            differ = [f"{', '.join(map(repr, names[:3]))} of its state_dict() are not the same here"]
         if differ:
             raise ConfigError(
                 f"checkpoint {checkpoint} in {self._config.path} is of another training: {'; '.join(differ)}. Make "

@@ -219,10 +219,7 @@ class TrainPart:
         """Go on from a checkpoint that any number of ranks wrote, and keep its states as those of these ranks."""
         assert self._store is not None, "a checkpoint was named, but no storage"
         trainer, store = self._trainer, self._store
-        parts = store.read(since.checkpoint).parts
-        then = [[Slice(*one) for one in part.owned] for part in parts]
-        wanted = needed(then, trainer.ranges_among(self._context.size))[self._context.rank]
-        raws = [store.read_part(since.checkpoint, parts[of]) for of in wanted]
+        raws = read_states(store, since.checkpoint, trainer.ranges_among(self._context.size), self._context.rank)
         try:
             trainer.load_state(raws)
         except (ConfigError, KeyError, TypeError, ValueError) as error:
@@ -301,6 +298,25 @@ class TrainPart:
 
 def _nothing() -> None:
     pass
+
+
+def read_states(
+    store: CheckpointStore, checkpoint: str, ranges: Sequence[Sequence[Slice]], rank: int
+) -> list[bytearray]:
+    """The states of a checkpoint that a rank needs.
+
+    Args:
+        store: where it lies.
+        checkpoint: its name.
+        ranges: of the flat vector, of every rank of today.
+        rank: whose states are wanted.
+
+    Raises:
+        CheckpointError: the manifest or one of these parts is damaged.
+    """
+    parts = store.read(checkpoint).parts
+    then = [[Slice(*one) for one in part.owned] for part in parts]
+    return [store.read_part(checkpoint, parts[of]) for of in needed(then, ranges)[rank]]
 
 
 def _load(shipped: bytes) -> tuple[torch.nn.Module, TrainingSpec, Columns]:

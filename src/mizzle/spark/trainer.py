@@ -26,10 +26,12 @@ from mizzle.spark.data import first_rows
 from mizzle.spark.driver import DriverSide, classic_context, default_ranks, task_slots
 from mizzle.spark.fit import VALIDATION, FitPlan, Fitted, run_fit
 from mizzle.spark.groups import await_ranks, refuse_broadcasts, shipped
+from mizzle.spark.origin import Origin, open_store, shards_of
 from mizzle.spark.progress import TrainingProgress
-from mizzle.spark.saving import CHECKPOINT, Origin, Saving, open_store, shards_of
+from mizzle.spark.saving import CHECKPOINT, Saving
 from mizzle.spark.security import check_security
 from mizzle.spark.validate import CheckedFrame, check_dataframe
+from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.clipping import ClipByNorm, ClipByValue
 from mizzle.training.columns import Columns
 from mizzle.training.flat import FlatParameters
@@ -184,7 +186,8 @@ class Trainer:
         """Train on all rows of a DataFrame. May be called again; every fit starts from the given model.
 
         With ``resume`` it goes on from a checkpoint, on any number of ranks, and ends with the bits of a fit that was
-        never interrupted, if the DataFrame gives the same rows in the same order.
+        never interrupted, if the DataFrame gives the same rows in the same order. What is not trained is taken from
+        the checkpoint too.
 
         Args:
             df: computed twice (checked, then dealt to the executors' disks): cache what is dear to compute.
@@ -249,13 +252,13 @@ class Trainer:
             checked, held_out = check(df), None
             if validation is not None:
                 held_out = _checked_validation(check, validation, checked)
-            layout = self._layout(context, driver, None if store is None else shards_of(store))
+            saved_shards = None if store is None or self._run.shards else shards_of(store, checked.num_rows)
+            layout = self._layout(context, driver, saved_shards)
             plan = self._plan(checked, held_out, layout)
         total = plan.triggers.num_iterations
         with driver.run() as run, TrainingProgress(total, enabled=self._progress) as progress:
             if self._checkpoints is not None and store is not None:
-                saving = Saving(self._checkpoints, store, plan.triggers, run, plan.spec, self._model)
-                plan = replace(plan, origin=saving.newest() or Origin(), saving=saving)
+                plan = _resumed(plan, self._checkpoints, store, run)
             fitted = run_fit(context, driver, run, plan, self._schedule, progress)
         if self._run.trace is not None:
             write_trace(Path(self._run.trace), fitted.traces)
@@ -333,6 +336,17 @@ class Trainer:
 
     def _schedule(self) -> HyperSchedule:
         return HyperSchedule(FlatParameters(self._model, self._spec.groups), self._spec.optimizer, self._scheduler)
+
+
+def _resumed(plan: FitPlan, config: Checkpoints, store: CheckpointStore, run: str) -> FitPlan:
+    """The plan with checkpoints, from the newest one on: with what it has of the model beside the states of ranks."""
+    model, spec, columns = cloudpickle.loads(plan.packed)
+    saving = Saving(config, store, plan.triggers, run, spec, model)
+    origin = saving.newest()
+    if origin is None:
+        return replace(plan, saving=saving)
+    # Together, as before: a loss that reaches into the model must reach into this one.
+    return replace(plan, origin=origin, saving=saving, packed=shipped((model, spec, columns), "the model"))
 
 
 def _check_kinds(model: object, metrics: Collection[str], **given: object) -> None:

@@ -21,10 +21,11 @@ import pyarrow as pa
 import pyarrow.fs
 
 from mizzle.errors import CheckpointError, ConfigError
+from mizzle.training.json_limits import MAX_BYTES
 from mizzle.training.manifest import (
+    EVALUATIONS,
     FROZEN,
     MANIFEST,
-    MAX_BYTES,
     WEIGHTS,
     Listed,
     Manifest,
@@ -115,9 +116,9 @@ class CheckpointStore:
         """
         return self._write(name, part_file(rank), memoryview(content), owned, watch)
 
-    def write_frozen(self, name: str, content: bytes | bytearray | memoryview) -> Part:
-        """Write what is not trained, as `mizzle.training.export.describe` packs it. See `write_part`."""
-        return self._write(name, FROZEN, memoryview(content), ())
+    def write_shared(self, name: str, file: str, content: bytes | bytearray | memoryview) -> Part:
+        """Write what no rank has: ``FROZEN`` or ``EVALUATIONS``, packed as states are. See `write_part`."""
+        return self._write(name, file, memoryview(content), ())
 
     def written_part(self, name: str, rank: int, num_bytes: int, sha256: str) -> Part:
         """What the manifest needs of a part that a rank has written; its ranges are read from its header.
@@ -202,16 +203,14 @@ class CheckpointStore:
                 memory = bytearray(part.num_bytes)
             except MemoryError as error:
                 raise self._error(name, part.file, f"needs {part.num_bytes} bytes of memory") from error
-            self._read_into(name, part, source, head, memoryview(memory))
+            view = memoryview(memory)
+            view[: len(head)] = head
+            digest = hashlib.sha256(head)
+            for piece in pieces(view[len(head) :]):
+                fill(source, piece)
+                digest.update(piece)
+            self._compare(name, part, digest.hexdigest())
         return memory
-
-    def read_part_into(self, name: str, part: Part, memory: memoryview) -> None:
-        """The same into given memory: writable, ``part.num_bytes`` long. What is in it after an error is worthless."""
-        view = memory.cast("B")
-        if len(view) != part.num_bytes:
-            raise ConfigError(f"{part.file} has {part.num_bytes} bytes, not {len(view)}: give just that memory")
-        with self._opened(name, part) as (source, head):
-            self._read_into(name, part, source, head, view)
 
     def check_part(self, name: str, part: Part, *, watch: Callable[[], None] = lambda: None) -> Header:
         """Read a file again, without keeping it, and parse what can be parsed of it.
@@ -245,7 +244,7 @@ class CheckpointStore:
             self._compare(name, part, digest.hexdigest())
         try:
             found = read_header(header, part.num_bytes)
-            if part.file != FROZEN:
+            if part.file not in {FROZEN, EVALUATIONS}:
                 check_header(found, part.owned)
         except (ConfigError, KeyError, TypeError, ValueError) as error:
             raise self._error(name, part.file, f"is no state of a rank: {error}") from error
@@ -268,7 +267,7 @@ class CheckpointStore:
         known = {WEIGHTS}.union(*(header.tensors for header in headers))
         lost = [one.name for one in manifest.parameters if one.tensor not in known]
         if lost:
-            raise self._error(name, MANIFEST, f"names tensors that are in no file: {', '.join(lost[:5])}")
+            raise self._error(name, MANIFEST, f"names tensors that are in no file: {', '.join(map(repr, lost[:5]))}")
         return manifest
 
     def newest_valid(self) -> tuple[str, Manifest] | None:
@@ -289,10 +288,10 @@ class CheckpointStore:
         return None
 
     def retain(self, keep: int, protect: Collection[str] = (), checked: Collection[str] = ()) -> None:
-        """Remove what is older than the newest valid checkpoint and ``keep - 1`` more, and what broken saves have left.
+        """Remove the checkpoints that are older than the newest valid one and ``keep - 1`` more.
 
-        Not while a save is under way, unless ``protect`` names it. Nothing is removed if no checkpoint is valid;
-        damaged ones of more iterations than the newest valid one stay, for somebody to look at.
+        Nothing is removed if none is valid; damaged ones of more iterations than the newest valid one stay, for
+        somebody to look at. What is not committed is left alone: it may be under way (`sweep`).
 
         Args:
             keep: how many are kept, at least 1.
@@ -301,21 +300,29 @@ class CheckpointStore:
                 taken for valid.
 
         Raises:
-            CheckpointError: the path cannot be read, or something could not be removed: the next call tries again.
+            CheckpointError: the path cannot be read, or something could not be removed: `sweep` tries again.
             ConfigError: ``keep`` is less than 1.
         """
         if keep < 1:
             raise ConfigError(f"keep={keep}: at least one checkpoint is kept")
-        found = self.listed()
+        found = [one for one in self.listed() if one.committed]
         kept: list[str] = []
         old: list[str] = []
         for one in found:
-            if not one.committed or len(kept) >= keep:
+            if len(kept) >= keep:
                 old.append(one.name)
             elif kept or one.name in checked or self._is_valid(one.name):
                 kept.append(one.name)
         if kept:
             self._remove([name for name in old if name not in protect])
+
+    def sweep(self, protect: Collection[str] = ()) -> None:
+        """Remove what broken saves have left, but for ``protect``. Not while a save is under way.
+
+        Raises:
+            CheckpointError: the path cannot be read, or something could not be removed: the next call tries again.
+        """
+        self._remove([one.name for one in self.listed() if not one.committed and one.name not in protect])
 
     def _remove(self, names: Collection[str]) -> None:
         failed: list[CheckpointError] = []
@@ -367,14 +374,6 @@ class CheckpointStore:
                 raise self._error(name, part.file, str(error)) from error
             yield source, bytes(head)
 
-    def _read_into(self, name: str, part: Part, source: Source, head: bytes, memory: memoryview) -> None:
-        memory[: len(head)] = head
-        digest = hashlib.sha256(head)
-        for piece in pieces(memory[len(head) :]):
-            fill(source, piece)
-            digest.update(piece)
-        self._compare(name, part, digest.hexdigest())
-
     def _compare(self, name: str, part: Part, digest: str) -> None:
         if digest != part.sha256:
             raise self._error(
@@ -395,4 +394,6 @@ class CheckpointStore:
             raise self._error(name, file, reason) from error
 
     def _error(self, name: str, file: str, what: str) -> CheckpointError:
-        return CheckpointError(f"{'/'.join(filter(None, [self.path, name, file]))}: {what}")
+        # What a file says may be in it, and goes to terminals.
+        said = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in what)
+        return CheckpointError(f"{'/'.join(filter(None, [self.path, name, file]))}: {said}")

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from mizzle.errors import CheckpointError, ModelError
+from mizzle.errors import CheckpointError, ConfigError, ModelError
 from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.flat import FlatParameters
 from mizzle.training.manifest import WEIGHTS, Manifest, Parameter
@@ -25,8 +26,8 @@ def describe(model: torch.nn.Module, flat: FlatParameters) -> tuple[tuple[Parame
         flat: its layout.
 
     Returns:
-        For `Manifest.parameters`; and the parameters that are not trained, for `CheckpointStore.write_frozen`, if there
-        are any: no state of a rank has them.
+        For `Manifest.parameters`; and the parameters that are not trained, for `CheckpointStore.write_shared`, if there
+        are any: no state of a rank has them. It is read when it is written, so the model's own changes are in it.
 
     Raises:
         ModelError: names an entry that is no parameter and no buffer.
@@ -50,6 +51,38 @@ def describe(model: torch.nn.Module, flat: FlatParameters) -> tuple[tuple[Parame
                 "register it as a buffer"
             )
     return tuple(found), PackedState(frozen, {}) if frozen else None
+
+
+def adopt_frozen(model: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Give the parameters that are not trained the values that they have in a checkpoint, in place.
+
+    Args:
+        model: that `describe` described.
+        tensors: that `describe` packed.
+
+    Raises:
+        ConfigError: they are of other parameters, or of another dtype: names one. Nothing was changed.
+    """
+    kept = {id(value) for value in model.state_dict(keep_vars=True).values()}
+    parameters = {
+        f"frozen.{name}": one
+        for name, one in model.named_parameters()
+        if id(one) in kept and not one.requires_grad
+    }  # fmt: skip
+    for name in sorted(tensors.keys() | parameters.keys()):
+        there, here = (_kind(found.get(name)) for found in (tensors, parameters))
+        if there != here:
+            raise ConfigError(
+                f"{name.removeprefix('frozen.')!r}, which is not trained, is {there} in the checkpoint and {here} in "
+                "the model: give the model that was saved, or this training a folder of its own"
+            )
+    with torch.no_grad():
+        for name, value in tensors.items():
+            parameters[name].copy_(value)
+
+
+def _kind(tensor: torch.Tensor | None) -> str:
+    return "nothing" if tensor is None else f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
 
 
 def written_with() -> dict[str, str]:

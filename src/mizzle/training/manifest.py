@@ -17,18 +17,17 @@ from itertools import chain, pairwise
 from typing import Any
 
 from mizzle.errors import CheckpointError
+from mizzle.training.json_limits import beyond_limits
 
 MANIFEST = "MANIFEST.json"
 FROZEN = "frozen.safetensors"
 """The file with the parameters that are not trained."""
+EVALUATIONS = "evaluations.safetensors"
+"""The file with the evaluations: they grow with the training, which the manifest does not."""
 WEIGHTS = "weights"
 """The tensor of every part that is cut from the flat vector of weights."""
 
 FORMAT = 1
-MAX_BYTES = 4 * 2**20
-# What a parser makes of so many bytes is limited by the number of items: 32 MB, whatever they are.
-_MAX_ITEMS = 2**18
-_MAX_NESTED = 2**16
 _MAX_WHOLE = 2**60
 _MAX_DIMS = 64
 _ANY = re.compile(r".{1,1000}", re.DOTALL)
@@ -44,7 +43,8 @@ class Part:
     """One file of a checkpoint: a rank's state.
 
     Attributes:
-        file: "part-00003.safetensors" of rank 3; "frozen.safetensors" for what no rank trains.
+        file: "part-00003.safetensors" of rank 3; "frozen.safetensors" for what no rank trains;
+            "evaluations.safetensors".
         num_bytes: length of the file.
         sha256: of its content, in hex.
         owned: the ranges [start, stop) of the flat vector that the state holds, ascending; none is empty.
@@ -89,6 +89,7 @@ class Manifest:
         training: the driver's state: what JSON can hold, with strings as keys; floats keep their bits
             (NaN as Python writes it), tuples become lists.
         frozen: the file with the parameters that are not trained, if there are any.
+        evaluations: the file with the evaluations so far, if there are any.
         written_with: versions and the like, for people: `mizzle.training.export.written_with`.
     """
 
@@ -102,11 +103,12 @@ class Manifest:
     training: Mapping[str, Any]
     frozen: Part | None = None
     written_with: Mapping[str, str] = field(default_factory=dict)
+    evaluations: Part | None = None
 
     @property
     def files(self) -> tuple[Part, ...]:
         """All files but the manifest."""
-        return self.parts if self.frozen is None else (*self.parts, self.frozen)
+        return (*self.parts, *(part for part in (self.frozen, self.evaluations) if part is not None))
 
     def to_json(self) -> bytes:
         """The content of MANIFEST.json.
@@ -128,14 +130,11 @@ class Manifest:
         Raises:
             CheckpointError: it is damaged or forged; says what is wrong with it.
         """
-        num_items = raw.count(b",") + raw.count(b":")
-        if len(raw) > MAX_BYTES or num_items > _MAX_ITEMS or raw.count(b"[") + raw.count(b"{") > _MAX_NESTED:
-            raise CheckpointError(
-                f"{MANIFEST} has {len(raw)} bytes with {num_items} items: more than {MAX_BYTES} with {_MAX_ITEMS}, or "
-                f"with {_MAX_NESTED} lists, are not read"
-            )
         try:
-            manifest = _manifest(json.loads(raw))
+            text = raw.decode("ascii")
+            if complaint := beyond_limits(text):
+                raise CheckpointError(f"{MANIFEST} {complaint}")
+            manifest = _manifest(json.loads(text))
             as_written = _signed(manifest)
         except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
             raise CheckpointError(f"{MANIFEST} is damaged: {type(error).__name__}: {error}") from error
@@ -176,6 +175,7 @@ def _signed(manifest: Manifest) -> bytes:
         "generation": manifest.generation, "num_elements": manifest.num_elements,
         "parts": [_part_json(part) for part in manifest.parts],
         "frozen": None if manifest.frozen is None else _part_json(manifest.frozen),
+        **({} if manifest.evaluations is None else {"evaluations": _part_json(manifest.evaluations)}),
         "parameters": [
             {"name": one.name, "shape": list(one.shape), "tensor": one.tensor, "start": one.start}
             for one in manifest.parameters
@@ -199,10 +199,12 @@ def _manifest(content: dict[str, Any]) -> Manifest:
         raise ValueError(f"format is not {FORMAT}: it was written by another version of mizzle, read it with that one")
     _text(content.pop("sha256"), _HEX)
     parts, parameters, frozen = content.pop("parts"), content.pop("parameters"), content.pop("frozen")
+    evaluations = content.pop("evaluations", None)
     manifest = Manifest(
         parts=tuple(_part(**part) for part in parts),
         parameters=tuple(_parameter(**one) for one in parameters),
         frozen=None if frozen is None else _part(**frozen),
+        evaluations=None if evaluations is None else _part(**evaluations),
         **content,
     )
     if iteration_of(_text(manifest.name, _NAME)) != _whole(manifest.iteration):
@@ -223,8 +225,9 @@ def _check_parts(manifest: Manifest) -> None:
         _text(part.file, _PART)
     if len({part.file for part in manifest.parts}) != len(manifest.parts):
         raise ValueError("two parts have the same file")
-    if manifest.frozen is not None and (manifest.frozen.file != FROZEN or manifest.frozen.owned):
-        raise ValueError(f"frozen is not {FROZEN}")
+    for one, file in ((manifest.frozen, FROZEN), (manifest.evaluations, EVALUATIONS)):
+        if one is not None and (one.file != file or one.owned):
+            raise ValueError(f"{one.file!r} stands for {file}")
     edges = [(0, 0), *sorted(chain.from_iterable(part.owned for part in manifest.parts))]
     edges.append((_whole(manifest.num_elements), manifest.num_elements))
     if any(before[1] != after[0] for before, after in pairwise(edges)):

@@ -17,14 +17,15 @@ from typing import Any
 import torch
 
 from mizzle.errors import ConfigError, ModelError
+from mizzle.training.json_limits import MAX_BYTES, beyond_limits
 
 _KEY = "mizzle"
 _LENGTH = struct.Struct("<Q")
 # Spaces behind the header, as the format allows: a counter that gains a digit does not make a state longer, so that
 # the region of one boundary serves the next. It also puts the tensors at the beginning of a page.
 _HEADER_UNIT = 4096
-HEADER_LIMIT = 16 * 2**20
-"""Bytes: the names of 100 000 tensors, and what a forged header may make us read. The format allows 100 MB."""
+# Each is looked at in a list of pairs before there is an object. A tensor has 4: enough for 20 000 tensors.
+_MAX_NAMES = 90_000
 _MAX_DIMS = 64  # torch's own limit
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -69,11 +70,14 @@ class PackedState:
                 self._tensors.append((part, at))
                 at += part.nbytes
             header[name] = {"dtype": _NAMES[dtype], "shape": shape, "data_offsets": [begin, at]}
-        text = json.dumps(header).encode()
+        text = json.dumps(header)
         padded = -(-(_LENGTH.size + len(text)) // _HEADER_UNIT) * _HEADER_UNIT - _LENGTH.size
-        if padded > HEADER_LIMIT:
-            raise ModelError(f"the names of {len(header) - 1} tensors take {padded} bytes, at most {HEADER_LIMIT} fit")
-        self._head = _LENGTH.pack(padded) + text.ljust(padded)
+        if complaint := beyond_limits(text.ljust(padded), max_names=_MAX_NAMES):
+            raise ModelError(
+                f"the state of a rank has {len(header) - 1} tensors; their description {complaint}: train a model of "
+                "fewer parameters, or with an optimizer that runs sharded"
+            )
+        self._head = _LENGTH.pack(padded) + text.ljust(padded).encode()
         self.num_bytes = len(self._head) + at
 
     def write(self, buffer: bytearray | memoryview) -> int:
@@ -159,7 +163,7 @@ def header_bytes(raw: bytes | bytearray | memoryview, num_bytes: int) -> int:
         ConfigError: no header of that length can stand there.
     """
     length = _LENGTH.unpack_from(raw)[0] if len(raw) >= _LENGTH.size else num_bytes
-    if not len(b"{}") <= length <= min(HEADER_LIMIT, num_bytes - _LENGTH.size):
+    if not len(b"{}") <= length <= min(MAX_BYTES, num_bytes - _LENGTH.size):
         raise ConfigError(f"{num_bytes} bytes given as a state are not one: its header cannot be {length} bytes long")
     return int(_LENGTH.size + length)
 
@@ -176,8 +180,8 @@ def read_header(raw: bytes | bytearray | memoryview, num_bytes: int) -> Header:
     """
     length = header_bytes(raw, num_bytes)
     try:
-        header = json.loads(bytes(memoryview(raw)[_LENGTH.size : length]), object_pairs_hook=_once)
-        scalars: dict[str, Any] = json.loads(header.pop("__metadata__")[_KEY])
+        header = _parsed(str(memoryview(raw)[_LENGTH.size : length], "ascii"))
+        scalars: dict[str, Any] = _parsed(header.pop("__metadata__")[_KEY])
         if not isinstance(scalars, dict):
             raise TypeError("its scalars have no names")  # noqa: TRY301 - caught with all other ways to be wrong
         spans = sorted(tuple(entry["data_offsets"]) for entry in header.values())
@@ -188,6 +192,13 @@ def read_header(raw: bytes | bytearray | memoryview, num_bytes: int) -> Header:
     if [0, *(stop for _, stop in spans)] != [*(start for start, _ in spans), num_bytes - length]:
         raise ConfigError(f"{num_bytes} bytes given as a state are not one: its tensors leave gaps or overlap")
     return Header(length, tensors, scalars)
+
+
+def _parsed(text: str) -> dict[str, Any]:
+    if complaint := beyond_limits(text, max_names=_MAX_NAMES):
+        raise ValueError(f"its header {complaint}")
+    found: dict[str, Any] = json.loads(text, object_pairs_hook=_once)  # or anything else, which the caller will see
+    return found
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

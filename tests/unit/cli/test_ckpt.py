@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,20 @@ def test_verify_names_the_damaged_file_and_fails(store: CheckpointStore, tmp_pat
     assert "valid" in ran("verify", store.path, old)
     assert f"there is no checkpoint {new}x at {store.path}" in refused("verify", store.path, f"{new}x")
     assert "there is no checkpoint at" in refused("verify", str(tmp_path / "nowhere"))
+
+
+def test_what_a_hostile_manifest_says_is_shown_without_what_terminals_obey(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    name = save(store, 5)
+    manifest = store.read(name)
+    hostile = replace(manifest.parameters[0], name="\x1b]0;owned\x07\x1b[2J", tensor="buffer.x")
+    path = Path(store.path) / name / "MANIFEST.json"
+    path.write_bytes(replace(manifest, parameters=(hostile,)).to_json())
+    done = CliRunner().invoke(entry.app, ["ckpt", "verify", store.path, "--json", str(tmp_path / "v.json")])
+    assert done.exit_code == 1
+    assert "\x1b" not in done.output
+    assert "\\x1b]0;owned" in told(tmp_path / "v.json")[0]["error"]
 
 
 def test_export_writes_the_model_of_the_newest_valid_one_or_of_a_named_one(

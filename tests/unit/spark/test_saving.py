@@ -4,75 +4,24 @@ from __future__ import annotations
 
 import threading
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import nn
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.collectives.slices import Slice
 from mizzle.config import Checkpoints
 from mizzle.errors import CheckpointError, ConfigError
-from mizzle.scheduling.plan import Triggers
+from mizzle.spark.origin import Origin, open_store, shards_of
 from mizzle.spark.part_writer import PartWriter, Progress, Told, Wanted
-from mizzle.spark.saving import CHECKPOINT, Origin, Saving, open_store, shards_of
 from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.evaluate import Evaluation
-from mizzle.training.flat import FlatParameters
-from mizzle.training.recut import OWNED, SPANS
-from mizzle.training.spec import TrainingSpec
-from mizzle.training.state import pack_state
-
-RANKS = 2
-
-
-def sgd(groups: Any) -> torch.optim.Optimizer:
-    return torch.optim.SGD(groups, lr=0.1)
-
-
-SPEC = TrainingSpec(
-    loss=torch.nn.functional.mse_loss, optimizer=sgd, num_rows=8, num_shards=2, global_batch_size=4, seed=3
-)
-MODEL = torch.nn.Linear(4, 2)
-NUM_ELEMENTS = FlatParameters(MODEL).num_elements
-TRIGGERS = Triggers(100, None, {CHECKPOINT: 5})
-
-
-def owned(rank: int) -> Slice:
-    half = NUM_ELEMENTS // RANKS
-    return Slice(rank * half, NUM_ELEMENTS if rank else half)
-
-
-def state(rank: int) -> bytearray:
-    mine = owned(rank)
-    weights = torch.arange(mine.start, mine.stop, dtype=torch.float32)
-    spans = {"weights": [0, NUM_ELEMENTS]}
-    described = {OWNED: [[mine.start, mine.stop]], SPANS: spans, "signature": "s", "log": {}, "scalars": {}}
-    return bytearray(pack_state({"weights": weights}, described))
-
-
-def written(store: CheckpointStore, wanted: Wanted, iteration: int) -> list[Told]:
-    """What the ranks tell when they have written their parts."""
-    found = []
-    for rank in range(RANKS):
-        writer = PartWriter(store, rank)
-        writer.begin(wanted.name, iteration, memoryview(state(rank)), [owned(rank)], lambda: None)
-        found.append(writer.wait(Deadline.after(20)))
-    return found
-
-
-def saving(path: Path, **config: Any) -> Saving:
-    checkpoints = Checkpoints(path=path, **({"every": 5, "keep": 2} | config))
-    return Saving(checkpoints, open_store(checkpoints, "auto"), TRIGGERS, "a" * 32, SPEC, MODEL)
-
-
-def save(one: Saving, iteration: int, **origin: Any) -> str:
-    wanted = one.due(Origin(iteration, **origin), 0)
-    assert wanted is not None
-    one.take(written(one.store, wanted, iteration), generation=0)
-    one.await_commit()
-    return wanted.name
+from mizzle.training.manifest import EVALUATIONS as EVALUATIONS_FILE
+from mizzle.training.manifest import Manifest
+from unit.spark.saved import EVALUATIONS, FIXED, RANKS, SPEC, model_with, owned, save, saving, state, written
 
 
 def test_a_checkpoint_counts_when_all_ranks_have_written(tmp_path: Path) -> None:
@@ -90,14 +39,14 @@ def test_a_checkpoint_counts_when_all_ranks_have_written(tmp_path: Path) -> None
 
 
 def test_it_keeps_what_the_driver_goes_on_with_bit_for_bit(tmp_path: Path) -> None:
-    evaluations = (Evaluation(4, 0, 37, 0.1 + 0.2, {"accuracy": 1 / 3}),)
+    evaluations = EVALUATIONS
     stopping = {"best": 1e-310, "waited": 2}
     save(saving(tmp_path), 5, groups=3, evaluations=evaluations, stopping=stopping)
     again = saving(tmp_path).newest()
     assert again is not None
     assert replace(again, checkpoint="") == Origin(5, 3, "", evaluations, stopping)
     assert not again.boundary.is_start
-    assert shards_of(CheckpointStore(str(tmp_path))) == SPEC.num_shards
+    assert shards_of(CheckpointStore(str(tmp_path)), SPEC.num_rows) == SPEC.num_shards
 
 
 def test_nothing_is_due_off_the_trigger_or_at_the_start(tmp_path: Path) -> None:
@@ -158,9 +107,8 @@ def test_a_refused_checkpoint_is_not_offered_again(tmp_path: Path) -> None:
 
 def test_another_training_is_told_what_differs(tmp_path: Path) -> None:
     save(saving(tmp_path), 5)
-    other = Checkpoints(path=tmp_path)
     with pytest.raises(ConfigError, match="seed 3 there, 4 here"):
-        Saving(other, open_store(other, "auto"), TRIGGERS, "b" * 32, replace(SPEC, seed=4), MODEL).newest()
+        saving(tmp_path, spec=replace(SPEC, seed=4)).newest()
 
 
 def test_a_folder_with_checkpoints_is_gone_on_from_or_refused(tmp_path: Path) -> None:
@@ -239,11 +187,12 @@ def test_a_part_is_refused_while_the_one_before_hangs(tmp_path: Path) -> None:
     store.opened.set()
 
 
+@pytest.mark.parametrize("error", [CheckpointError("somebody reads it"), RuntimeError("of a library")])
 def test_a_checkpoint_counts_though_older_ones_cannot_be_removed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     def refused(*_args: object, **_kwargs: object) -> None:
-        raise CheckpointError("somebody reads it")
+        raise error
 
     monkeypatch.setattr(CheckpointStore, "retain", refused)
     one = saving(tmp_path)
@@ -273,3 +222,175 @@ def test_what_a_rank_tells_survives_its_bytes() -> None:
     failed = Told(7, Progress.FAILED, why="ä" * 200)
     assert len(failed.pack()) < 150
     assert Told.unpack(failed.pack()).progress is Progress.FAILED
+
+
+def fixed_of(model: nn.Module) -> set[float]:
+    return {value for one in model.parameters() if not one.requires_grad for value in one.flatten().tolist()}
+
+
+def test_what_is_not_trained_comes_from_the_checkpoint(tmp_path: Path) -> None:
+    name = save(saving(tmp_path), 5)
+    model = model_with(-1.5)
+    one = saving(tmp_path, model)
+    assert one.newest() is not None
+    assert fixed_of(model) == {FIXED}
+    again = save(one, 10)
+    assert one.store.read(again).frozen == one.store.read(name).frozen, "the next one has them too"
+
+
+def test_a_run_whose_ranks_have_their_model_takes_no_checkpoint_with_another_one(tmp_path: Path) -> None:
+    save(saving(tmp_path), 5)
+    other = save(saving(tmp_path, model_with(-1.5)), 10)  # as nobody does: it never looked for the one before
+    one = saving(tmp_path)
+    newest = one.newest()
+    assert newest is not None
+    assert newest.checkpoint == other
+    one.refuse(other, CheckpointError("damaged"))
+    with pytest.raises(CheckpointError, match="none of the 2 checkpoints"):
+        one.newest()
+
+
+def test_another_model_of_what_is_not_trained_is_named(tmp_path: Path) -> None:
+    save(saving(tmp_path), 5)
+    with pytest.raises(ConfigError, match=r"float32 \(2,\) in the checkpoint and float64 \(2,\) in the model"):
+        saving(tmp_path, model_with(FIXED).apply(_double_if_fixed)).newest()
+    longer = model_with(FIXED).append(nn.Linear(2, 2).requires_grad_(requires_grad=False))
+    with pytest.raises(ConfigError, match=r"'2.bias', '2.weight' of its state_dict\(\) are not the same"):
+        saving(tmp_path, longer).newest()
+    none = nn.Sequential(model_with(FIXED)[0])
+    with pytest.raises(ConfigError, match=r"'1.bias', '1.weight' of its state_dict\(\) are not the same"):
+        saving(tmp_path, none).newest()
+
+
+def _double_if_fixed(module: nn.Module) -> None:
+    if isinstance(module, nn.Linear) and not module.weight.requires_grad:
+        module.double()
+
+
+class Own(torch.optim.SGD):
+    """Nobody knows whether it is elementwise: it runs whole."""
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "told"),
+    [
+        (torch.optim.Adam, "torch.optim.sgd.SGD, sharded' there, 'torch.optim.adam.Adam, sharded' here"),
+        (Own, "Own, whole' here"),
+        (partial(torch.optim.SGD, fused=True), "SGD, sharded' there, 'torch.optim.sgd.SGD, whole' here"),
+    ],
+)
+def test_another_optimizer_is_refused_by_name(tmp_path: Path, optimizer: Any, told: str) -> None:
+    save(saving(tmp_path), 5)
+    with pytest.raises(ConfigError, match=f"optimizer '.*{told}.*Make them equal"):
+        saving(tmp_path, spec=replace(SPEC, optimizer=lambda groups: optimizer(groups, lr=0.1))).newest()
+
+
+def test_the_same_optimizer_may_have_other_hyper_parameters(tmp_path: Path) -> None:
+    save(saving(tmp_path), 5)
+    spec = replace(SPEC, optimizer=lambda groups: torch.optim.SGD(groups, lr=0.5, momentum=0.9))
+    assert saving(tmp_path, spec=spec).newest() is not None
+
+
+def test_what_was_given_up_is_removed_before_the_next_one_begins(tmp_path: Path) -> None:
+    one = saving(tmp_path)
+    for iteration in (5, 10, 15, 20):
+        wanted = one.due(Origin(iteration), 0)
+        assert wanted is not None
+        assert [path.name for path in tmp_path.iterdir()] == [wanted.name]
+        one.take([*written(one.store, wanted, iteration)[1:], Told(iteration, Progress.FAILED, why="no room")], 0)
+    assert [record.fault for record in one.records] == ["no room"] * 4
+    name = save(saving(tmp_path), 25)
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_what_cannot_be_removed_keeps_no_checkpoint_from_being_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(*_args: object, **_kwargs: object) -> None:
+        raise RuntimeError("of a library that nobody knows")
+
+    one = saving(tmp_path)
+    monkeypatch.setattr(CheckpointStore, "sweep", refused)
+    save(one, 5)
+    assert one.records[0].fault == ""
+
+
+def test_a_part_that_hangs_costs_the_checkpoints_until_its_time_is_over(tmp_path: Path) -> None:
+    one = saving(tmp_path, timeout_s=60)
+    assert one.due(Origin(5), 0) is not None
+    assert one.due(Origin(10), 0) is None
+    one = saving(tmp_path, timeout_s=1e-9)
+    assert one.due(Origin(5), 0) is not None
+    wanted = one.due(Origin(10), 0)
+    assert wanted is not None
+    assert "timeout_s" in one.records[0].fault
+    one.take([Told(5, Progress.UNDER_WAY), Told(5, Progress.UNDER_WAY)], 0)
+    assert "ranks were replaced" in one.records[1].fault
+    assert [path.name for path in tmp_path.iterdir()] == [wanted.name]
+
+
+def test_a_commit_that_hangs_is_given_up_and_its_files_stay_until_it_has_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reached, go_on, real = threading.Event(), threading.Event(), CheckpointStore.commit
+
+    def hangs_once(store: CheckpointStore, manifest: Manifest) -> None:
+        if manifest.iteration == 5:
+            reached.set()
+            assert go_on.wait(20)
+        real(store, manifest)
+
+    monkeypatch.setattr(CheckpointStore, "commit", hangs_once)
+    one = saving(tmp_path, timeout_s=1e-9)
+    first = one.due(Origin(5), 0)
+    assert first is not None
+    one.take(written(one.store, first, 5), generation=0)
+    assert reached.wait(20)
+    second = one.due(Origin(10), 0)
+    assert second is not None
+    assert "timeout_s" in one.records[0].fault
+    assert len(list((tmp_path / first.name).iterdir())) == RANKS + 1
+    told = written(one.store, second, 10)
+    hanging = one._given_up[0].commit
+    assert hanging is not None
+    go_on.set()
+    hanging.result(20)
+    assert one.store.newest_valid() is not None, "it is whole, though late"
+    one.take(told, generation=0)
+    assert one._save is not None
+    assert one._save.commit is not None
+    one._save.commit.result(20)  # what came late has left it alone
+
+
+def test_as_many_evaluations_as_a_long_training_has_are_saved_and_found(tmp_path: Path) -> None:
+    evaluations = tuple(Evaluation(at, 0, 37, 1 / (at + 1), {"accuracy": 0.1 * at}) for at in range(60_000))
+    one = saving(tmp_path)
+    name = save(one, 5, evaluations=evaluations)
+    assert one.records[0].fault == ""
+    assert one.store.read(name).evaluations is not None
+    again = saving(tmp_path).newest()
+    assert again is not None
+    assert again.evaluations == evaluations
+
+
+@pytest.mark.parametrize("content", [b"", bytes(5000)])
+def test_a_checkpoint_whose_evaluations_are_damaged_is_passed_over(tmp_path: Path, content: bytes) -> None:
+    one = saving(tmp_path)
+    old, new = (save(one, iteration, evaluations=EVALUATIONS) for iteration in (5, 10))
+    (tmp_path / new / EVALUATIONS_FILE).write_bytes(content)
+    newest = saving(tmp_path).newest()
+    assert newest is not None
+    assert newest.checkpoint == old
+
+
+@pytest.mark.parametrize("shards", [10**9, 9, 0, -1, True, 2.0, "2", None])
+def test_a_number_of_shards_that_no_training_on_these_rows_has_is_refused(tmp_path: Path, shards: object) -> None:
+    one = saving(tmp_path)
+    one._trained["shards"] = shards
+    name = save(one, 5)
+    with pytest.raises(CheckpointError, match=f"{name} is of a training on {shards} shards, the DataFrame has 8 rows"):
+        shards_of(one.store, SPEC.num_rows)
+
+
+def test_without_checkpoints_nobody_says_how_many_shards(tmp_path: Path) -> None:
+    assert shards_of(CheckpointStore(str(tmp_path)), SPEC.num_rows) is None

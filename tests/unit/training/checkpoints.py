@@ -10,7 +10,7 @@ import torch
 
 from mizzle.collectives.slices import Slice
 from mizzle.training.checkpoint import CheckpointStore
-from mizzle.training.manifest import Manifest, Parameter
+from mizzle.training.manifest import FROZEN, Manifest, Parameter
 from mizzle.training.recut import OWNED, SPANS, recut
 from mizzle.training.state import pack_state, unpack_state
 
@@ -58,7 +58,7 @@ def save(store: CheckpointStore, iteration: int, owned: Sequence[Ranges] = HALVE
     """Save one as ranks and a driver do."""
     name = store.begin(iteration)
     parts = [store.write_part(name, rank, state_of(iteration, mine), mine) for rank, mine in enumerate(owned)]
-    frozen = store.write_frozen(name, pack_state({"frozen.fixed": torch.tensor([7.0, 8.0, 9.0])}, {}))
+    frozen = store.write_shared(name, FROZEN, pack_state({"frozen.fixed": torch.tensor([7.0, 8.0, 9.0])}, {}))
     store.commit(
         Manifest(
             name, iteration, run, 2, NUM_ELEMENTS, tuple(parts), PARAMETERS, training_of(iteration), frozen,

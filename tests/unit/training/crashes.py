@@ -76,6 +76,7 @@ class Saver:
             if one.committed:
                 store.verify(one.name)  # none is half removed and still looks like one
         assert sum(not one.committed for one in store.listed()) <= 1, what
+        store.sweep()
         name = save(store, 3)
         store.retain(1)
         assert os.listdir(self.path) == [name], what  # noqa: PTH208

@@ -7,12 +7,15 @@ import random
 import shutil
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 from mizzle.training.checkpoint import CheckpointStore
-from unit.training.checkpoints import assert_loads, files_of, save
+from unit.spark import saved
+from unit.spark.resumed import resumed
+from unit.training.checkpoints import assert_loads, save
 
 CHOSEN_WITHIN_S = 2.0
 
@@ -63,18 +66,60 @@ DAMAGES: tuple[Callable[[Path, random.Random], None], ...] = (
 )  # fmt: skip
 
 
-def check_damages(path: Path, count: int, seed: int, caplog: pytest.LogCaptureFixture) -> None:
+@dataclass(frozen=True)
+class Way:
+    """How checkpoints are saved, and how one is chosen.
+
+    Attributes:
+        save_two: at a path: the names of the older and the newer one.
+        choose: at a path: the name of the one that is taken, with just what was saved in it.
+    """
+
+    save_two: Callable[[Path], tuple[str, str]]
+    choose: Callable[[Path], str | None]
+
+
+def _saved_by_store(path: Path) -> tuple[str, str]:
+    store = CheckpointStore(str(path))
+    return save(store, 1), save(store, 2)
+
+
+def _newest_valid(path: Path) -> str | None:
+    store = CheckpointStore(str(path))
+    found = store.newest_valid()
+    if found is not None:
+        assert_loads(store, found[1])
+    return None if found is None else found[0]
+
+
+def _saved_by_training(path: Path) -> tuple[str, str]:
+    one = saved.saving(path)
+    old, new = (saved.save(one, iteration, evaluations=saved.EVALUATIONS) for iteration in (5, 10))
+    return old, new
+
+
+def _resumed(path: Path) -> str | None:
+    found = resumed(path)
+    return None if found is None else found[0]
+
+
+WAYS = {
+    "mizzle ckpt": Way(_saved_by_store, _newest_valid),
+    "resume": Way(_saved_by_training, _resumed),
+}
+
+
+def check_damages(path: Path, count: int, seed: int, caplog: pytest.LogCaptureFixture, way: Way) -> None:
     """Damage the newest of two checkpoints so many times; each time the older one is chosen, and the file is named."""
     rng = random.Random(seed)  # noqa: S311 - which damage comes next is no secret
-    store = CheckpointStore(str(path / "run"))
-    old, new = save(store, 1), save(store, 2)
-    whole, folder = path / "whole", Path(store.path) / new
+    old, new = way.save_two(path / "run")
+    whole, folder = path / "whole", path / "run" / new
     folder.rename(whole)
     done = 0
     while done < count:
         shutil.rmtree(folder, ignore_errors=True)
         shutil.copytree(whole, folder)
-        file, damage = rng.choice(files_of(store, new)), rng.choice(DAMAGES)
+        file, damage = rng.choice(sorted(folder.iterdir())), rng.choice(DAMAGES)
         damage(file, rng)
         hurt = [
             one.name for one in whole.iterdir() if not (folder / one.name).exists() or _differ(one, folder / one.name)
@@ -85,16 +130,14 @@ def check_damages(path: Path, count: int, seed: int, caplog: pytest.LogCaptureFi
         caplog.clear()
         start = time.monotonic()
         with caplog.at_level(logging.WARNING):
-            found = store.newest_valid()
+            found = way.choose(path / "run")
         what = f"damage {done} (seed {seed}): {file.name} {damage.__name__}"
         assert time.monotonic() - start < CHOSEN_WITHIN_S, what
-        assert found is not None, what
-        assert found[0] == old, what
+        assert found == old, what
         # without its manifest it is none that anybody would have loaded
         assert (hurt == ["MANIFEST.json"] and damage is deleted) or any(
             f"{new}/{name}" in caplog.text for name in hurt
         ), what
-        assert_loads(store, found[1])
 
 
 def _differ(one: Path, other: Path) -> bool:

@@ -20,11 +20,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pyarrow import fs
 
-from mizzle.errors import CheckpointError, ConfigError
+from mizzle.errors import CheckpointError
 from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.export import describe, export, merged, written_with
 from mizzle.training.flat import FlatParameters
-from mizzle.training.manifest import MANIFEST, Manifest, Part
+from mizzle.training.manifest import FROZEN, MANIFEST, Manifest, Part
 from mizzle.training.recut import owned_of
 from mizzle.training.state import pack_state, unpack_state
 from unit.training.checkpoints import HALVES, NUM_ELEMENTS, assert_loads, files_of, save, state_of
@@ -95,9 +95,11 @@ def test_a_save_is_found_loaded_and_replaced_by_the_next(store: CheckpointStore)
     assert found[1] == store.verify(second) == store.read(second)
     assert_loads(pickle.loads(pickle.dumps(store)), found[1], HALVES)  # noqa: S301 - made here
     third = save(store, 13)
-    store.retain(2, protect=[unfinished])
+    store.retain(2)
+    store.sweep(protect=[unfinished])
     assert [one.name for one in store.listed()] == [unfinished, third, second]
     store.retain(1)
+    store.sweep()
     assert [one.name for one in store.listed()] == [third]
     store.verify(third)
 
@@ -143,7 +145,7 @@ def test_the_exported_model_loads_into_the_users_with_tied_and_frozen_parameters
     store = CheckpointStore(str(tmp_path / "run"))
     name = store.begin(1)
     part = store.write_part(name, 0, raw, [(0, flat.num_elements)])
-    kept = store.write_frozen(name, frozen.to_bytes())
+    kept = store.write_shared(name, FROZEN, frozen.to_bytes())
     store.commit(Manifest(name, 1, "r", 0, flat.num_elements, (part,), parameters, {}, kept, written_with()))
     assert export(store, store.verify(name), tmp_path / "model.safetensors") == len(model.state_dict())
     found = safetensors.torch.load_file(tmp_path / "model.safetensors")
@@ -160,17 +162,6 @@ def state_with(weights: torch.Tensor, others: dict[str, torch.Tensor]) -> bytes:
         "spans": {"weights": [0, len(weights)]},
     }
     return pack_state({"weights": weights, **others}, described)
-
-
-def test_a_part_can_be_read_into_given_memory(store: CheckpointStore) -> None:
-    name = save(store, 3)
-    (part, _) = store.read(name).parts
-    memory = bytearray(part.num_bytes + 10)
-    store.read_part_into(name, part, memoryview(memory)[5:-5])
-    assert bytes(memory[5:-5]) == state_of(3, HALVES[0])
-    assert memory[:5] + memory[-5:] == bytes(10)
-    with pytest.raises(ConfigError, match="give just that memory"):
-        store.read_part_into(name, part, memoryview(memory))
 
 
 def test_nothing_is_written_twice(store: CheckpointStore) -> None:
@@ -292,8 +283,9 @@ def test_what_cannot_be_removed_is_told_and_keeps_nothing_else_from_being_remove
     (tmp_path / stuck / "a folder").mkdir()
     assert stuck in failing(lambda: store.retain(1))
     assert [one.name for one in store.listed()] == [new, stuck]
+    assert stuck in failing(store.sweep)
     (tmp_path / stuck / "a folder").rmdir()
-    store.retain(1)
+    store.sweep()
     assert [one.name for one in store.listed()] == [new]
 
 

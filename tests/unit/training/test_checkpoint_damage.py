@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from unit.training.damages import check_damages
+from unit.training.damages import WAYS, check_damages
 
 
+@pytest.mark.parametrize("way", WAYS)
 def test_the_valid_one_before_a_damaged_one_is_chosen_and_the_damaged_file_named(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+    way: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    check_damages(tmp_path, 100, seed=1, caplog=caplog)
+    check_damages(tmp_path, 100, seed=1, caplog=caplog, way=WAYS[way])

@@ -61,6 +61,7 @@ def without(name: str) -> tuple[Mapping[str, torch.Tensor], dict[str, Any]]:
     return found, {**scalars, name: None}
 
 
+EMPTY_LIST = rb"\u005b\u005d\u002c"
 FLOAT = '{"dtype": "F32", "shape": [1], "data_offsets": '
 PARTS: dict[str, Callable[[Path], bytes]] = {
     "pickle": pickled,
@@ -72,6 +73,16 @@ PARTS: dict[str, Callable[[Path], bytes]] = {
     "header of 1 GB": lambda _: struct.pack("<Q", 2**30) + b"{}" + bytes(1000),
     "header of 2^64": lambda _: struct.pack("<Q", 2**64 - 1) + b"{}" + bytes(1000),
     "deep header": lambda _: headed(b"[" * 200_000),
+    "wide header": lambda _: headed(b"[" + b"[]," * (16 * 2**20 // 3 - 2) + b"[]]"),
+    "less wide header": lambda _: headed(b"[" + b"[]," * (4 * 2**20 // 3 - 2) + b"[]]"),
+    "wide header of objects": lambda _: tensors(",".join(f'"{at:x}":{{}}' for at in range(400_000))),
+    "wide scalars, hidden": lambda _: headed(b'{"__metadata__": {"mizzle": "[' + EMPTY_LIST * 150_000 + b'1]"}}'),
+    "as many names as may be": lambda _: tensors(",".join(f'"{at:020x}":0' for at in range(89_990)).ljust(2**22 - 99)),
+    "many names, one of them wide": lambda _: tensors(
+        ",".join(f'"{at:020x}":0' for at in range(80_000)) + ',"\U0001f600":0' + " " * 2**20
+    ),
+    "as many objects as may be": lambda _: tensors(",".join(f'"{at:048x}":{{"":0}}' for at in range(44_990))),
+    "as many texts as may be": lambda _: tensors(f'"x": [{",".join(f"{at:08}" for at in range(2**18 - 99))}]'),
     "overlap": lambda _: tensors(f'"x": {FLOAT}[0, 4]}}, "y": {FLOAT}[0, 4]}}'),
     "hole": lambda _: tensors(f'"x": {FLOAT}[0, 4]}}'),
     "outside": lambda _: tensors(f'"x": {FLOAT}[8, 12]}}'),
@@ -153,6 +164,27 @@ def test_a_part_that_is_no_state_is_refused_although_its_manifest_vouches_for_it
     name = with_part(store, PARTS[kind](canary))
     refused(store, name, match=f"{name}/part-00000.safetensors: ")
     assert not canary.exists()
+
+
+def test_what_a_forged_checkpoint_says_is_told_without_what_terminals_obey(store: CheckpointStore) -> None:
+    escape = "\x1b]0;owned\x07\x1b[2J\n"
+    name = save(store, 1, [WHOLE])
+    changes: tuple[Callable[[Content], object], ...] = (
+        lambda content: content["parameters"][0].update(name=escape, tensor="buffer.x", start=0),
+        set_at("parts", 0, escape, to=1),
+        set_at(escape, to=1),
+    )
+    whole = (Path(store.path) / name / MANIFEST).read_bytes()
+    for change in changes:
+        (Path(store.path) / name / MANIFEST).write_bytes(whole)
+        forged(store, name, change)
+        with pytest.raises(CheckpointError, match=r"\\x1b\[2J") as caught:
+            store.verify(name)
+        assert str(caught.value).isprintable()
+    name = with_part(store, tensors(f'"x": {FLOAT}[0, 4], {json.dumps(escape)}: 1}}'))
+    with pytest.raises(CheckpointError, match=r"\\x1b\[2J") as caught:
+        store.verify(name)
+    assert str(caught.value).isprintable()
 
 
 def test_a_part_with_a_header_of_one_gigabyte_is_not_read_into_memory(store: CheckpointStore) -> None:
