@@ -10,9 +10,11 @@ import hashlib
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TypeVar
 
 import torch
 
@@ -33,8 +35,27 @@ from mizzle.training.state import PackedState, unpack_state
 
 _log = logging.getLogger(__name__)
 _TOO_LONG = "it took longer than Checkpoints(timeout_s=...): raise that, or give it faster storage"
+_MAKE_S = 10.0
+"""How long a training waits at a boundary until storage has a folder for the next checkpoint."""
 CHECKPOINT = "checkpoint"
 """Name of the trigger of a period in iterations."""
+
+
+T = TypeVar("T")
+
+
+def _beside(work: Callable[[], T]) -> Future[T]:
+    """Do it beside the training, in a daemon: storage that hangs must not keep the driver from ending."""
+    done: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            done.set_result(work())
+        except Exception as error:  # noqa: BLE001 - the outermost frame of a thread
+            done.set_exception(error)
+
+    threading.Thread(target=run, name="checkpoint", daemon=True).start()
+    return done
 
 
 @dataclass(slots=True)
@@ -87,6 +108,7 @@ class Saving:
         self._given_up: list[_Save] = []
         self._newest = -1
         self._useless: set[str] = set()
+        self._making: Future[str] | None = None
 
     @property
     def timeout_s(self) -> float:
@@ -125,12 +147,7 @@ class Saving:
         elif failed := [one.why for one in told if one.progress is Progress.FAILED]:
             self._give_up(save, failed[0])
         elif all(one.progress is not Progress.UNDER_WAY for one in told):
-            save.commit = Future()
-            # A daemon: storage that hangs must not keep the driver from ending.
-            threading.Thread(
-                target=self._commit_into, args=(save.commit, save, tuple(told), generation), name="checkpoint",
-                daemon=True,
-            ).start()  # fmt: skip
+            save.commit = _beside(partial(self._commit, save, tuple(told), generation))
 
     def wanted_at_the_end(self, origin: Origin, generation: int) -> tuple[Wanted, int] | None:
         """What is still to be written when a training ends, and of which boundary; None: nothing is.
@@ -196,20 +213,27 @@ class Saving:
         if origin.iteration == self._newest:
             return None
         try:
-            self._sweep()
-            wanted = Wanted(self.store.begin(origin.iteration), generation)
+            wanted = Wanted(self._made(origin.iteration), generation)
         except Exception as error:  # noqa: BLE001 - storage of others may raise anything; it costs no training
             self._record(origin.iteration, "", 0, 0.0, f"{error}")
             return None
         self._save = _Save(wanted, origin, time.monotonic())
         return wanted
 
-    def _commit_into(self, done: Future[int], save: _Save, told: Sequence[Told], generation: int) -> None:
-        """Runs beside the training."""
+    def _made(self, iteration: int) -> str:
+        """A new checkpoint's name; the training waits for it, but not for storage that hangs."""
+        if self._making is None or self._making.done():
+            self._making = _beside(partial(self._make, iteration))
+        else:
+            raise CheckpointError("storage still does not answer")  # nobody waits for it twice
         try:
-            done.set_result(self._commit(save, told, generation))
-        except Exception as error:  # noqa: BLE001 - the outermost frame of a thread
-            done.set_exception(error)
+            return self._making.result(_MAKE_S)
+        except TimeoutError as error:
+            raise CheckpointError(f"storage has not answered for {_MAKE_S:g} s") from error
+
+    def _make(self, iteration: int) -> str:
+        self._sweep()
+        return self.store.begin(iteration)
 
     def _commit(self, save: _Save, told: Sequence[Told], generation: int) -> int:
         """The manifest makes the parts a checkpoint; the ranks have read again what they wrote."""

@@ -394,3 +394,27 @@ def test_a_number_of_shards_that_no_training_on_these_rows_has_is_refused(tmp_pa
 
 def test_without_checkpoints_nobody_says_how_many_shards(tmp_path: Path) -> None:
     assert shards_of(CheckpointStore(str(tmp_path)), SPEC.num_rows) is None
+
+
+def test_storage_that_hangs_holds_a_training_up_for_a_while_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mizzle.spark.saving._MAKE_S", 0.2)
+    one, hangs = saving(tmp_path), threading.Event()
+    begin = one.store.begin
+
+    def hung(iteration: int) -> str:
+        assert hangs.wait(30)
+        return begin(iteration)
+
+    monkeypatch.setattr(one.store, "begin", hung)
+    assert one.due(Origin(5), 0) is None
+    assert "has not answered for 0.2 s" in one.records[-1].fault
+    monkeypatch.setattr("mizzle.spark.saving._MAKE_S", 60.0)
+    assert one.due(Origin(10), 0) is None
+    assert "still does not answer" in one.records[-1].fault
+    hangs.set()
+    assert one._making is not None
+    one._making.result(10)
+    save(one, 15)
+    assert one.records[-1].fault == ""
