@@ -65,8 +65,17 @@ def _region(target: str) -> set[str]:
     return {target.removesuffix(" (deleted)")} if target.startswith("/memfd:mizzle-") else set()
 
 
-def processes(home: Path) -> list[Process]:
-    """Executors of the application whose ``spark.local.dir`` is there, and what works for them, now or in the past."""
+def processes(home: Path | str) -> list[Process]:
+    """Executors of the application whose ``spark.local.dir`` is there, and what works for them, now or in the past.
+
+    Args:
+        home: that directory; of an executor, for this one and what works for it.
+    """
+    return [one for one in everybody() if one.directory.startswith(str(home))]
+
+
+def everybody() -> list[Process]:
+    """All processes of this user that are an executor, or work for one."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -79,7 +88,7 @@ def processes(home: Path) -> list[Process]:
             continue  # it has ended, or is another user's
         is_executor = b"--executor-id" in words
         at = settings.get(b"SPARK_EXECUTOR_DIRS" if is_executor else b"SPARK_LOCAL_DIRS", b"").decode().split(",")[0]
-        if at.startswith(str(home)):
+        if at:
             found.append(Process(int(entry.name), int(parent), words, at, is_executor, is_stopped=state == "T"))
     return found
 

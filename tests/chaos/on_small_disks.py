@@ -20,6 +20,9 @@ from unit.training.runs import Mlp, Training, digits
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
+CRASH = "hs_err_"
+"""What a JVM's last words are called."""
+
 
 def sgd(groups: list[dict[str, object]]) -> Any:
     """An optimizer."""
@@ -48,6 +51,8 @@ def main(home: Path, local: Path, what: str) -> None:
         "spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false", "spark.log.level": "WARN",
         "spark.driver.bindAddress": "127.0.0.1", "spark.driver.host": "127.0.0.1", "spark.local.dir": str(local),
         "spark.executorEnv.PYTHONPATH": os.environ["PYTHONPATH"],
+        # Each JVM has another working directory, and would leave it there if it crashed.
+        **{f"spark.{jvm}.extraJavaOptions": f"-XX:ErrorFile={home}/{CRASH}%p.log" for jvm in ("driver", "executor")},
     }  # fmt: skip
     found: dict[str, Any] = {}
     with session("local-cluster[2,1,1024]", app_name="mizzle tests", conf=quiet) as spark:
@@ -57,6 +62,7 @@ def main(home: Path, local: Path, what: str) -> None:
         try:
             result = trainer(training, max_iterations=8).fit(rows, features="x", label="y")
             found["losses"] = np.asarray(result.history.losses).tolist()
+            found["faults"] = [fault.cause for fault in result.history.faults]
         except Exception as error:  # noqa: BLE001 - the test judges it
             found["error"] = f"{type(error).__name__}: {error}"
         found["seconds"] = time.monotonic() - begun
