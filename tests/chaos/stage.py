@@ -21,8 +21,8 @@ arguments of the Trainer), "pace_s" of a shard, "busy", "at_fetch", "iterate", "
 "silent" (what strikes ends no connection), "held_up_s" (for so long the scene itself keeps the run from going on after
 a fault); and what other programs play (`chaos.on_hung_cluster`)."""
 ENDS = frozenset({
-    "kill_executor", "stop_executor", "pause_executor", "pause_executor_long", "kill_rank", "crash_rank", "exit_rank", "leave_zombie",
-    "kill_holders", "shrink_to",
+    "kill_executor", "stop_executor", "pause_executor", "pause_executor_long", "kill_holders", "shrink_to",
+    "kill_rank", "crash_rank", "exit_rank", "leave_zombie",
 })  # fmt: skip
 """What ends an executor or a rank, or lets the driver believe so: names of `chaos.faults.ACTIONS`, and of shifts."""
 

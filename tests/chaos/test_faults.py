@@ -72,7 +72,7 @@ ZOMBIE: dict[str, Scene] = {
     "an attempt lives on": {
         "layout": BLOCKS, "faults": [fault("reduce", 9, "leave_zombie")], "held_up_s": ZOMBIE_S,
     },
-}
+}  # fmt: skip
 ITERATED: dict[str, Scene] = {
     "nothing, iterated": {"layout": {}, "iterate": True},
     "executor killed in a step": {"layout": {}, "iterate": True, "faults": [fault("forward", 0, "kill_executor")]},
