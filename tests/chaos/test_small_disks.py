@@ -16,6 +16,7 @@ import pytest
 from chaos.on_small_disks import CRASH
 
 TESTS = Path(__file__).parents[1]
+NAMED_S = 5.0
 WHY_NOT = None
 if os.geteuid() != 0 or shutil.which("unshare") is None:
     WHY_NOT = "mounting needs root and util-linux (unshare)"
@@ -59,3 +60,4 @@ def test_a_full_local_directory_is_named(tmp_path: Path) -> None:
     # Where the rows were written or, of a shuffle that Spark writes, by whom.
     assert re.search(rf"{tmp_path}|spark.local.dir of executor \d on \S+: ", found["error"]), found["error"]
     assert "spark.local.dir" in found["error"]
+    assert found["full_s"] < NAMED_S, "from the moment when there was no room"
