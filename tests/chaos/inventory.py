@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import threading
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -155,26 +156,28 @@ class Inventory:
         yield from (str(path) for path in set(_SHARED.iterdir()) - self._names if "mizzle" in path.name)
 
     def _of_bridges(self) -> Iterator[str]:
-        for executor in processes(self._home):
-            # One that is stopped is being replaced, and takes with it what it has.
-            if executor.is_executor and not executor.is_stopped:
-                yield from _in_bridge(executor)
+        # One that is stopped is being replaced, and takes with it what it has.
+        alive = Counter(one.directory for one in processes(self._home) if one.is_executor and not one.is_stopped)
+        for directory, executors in alive.items():
+            yield from _in_bridges(directory, executors)
 
 
-def _in_bridge(executor: Process) -> Iterator[str]:
-    cards = list(named(Path(executor.directory), CARD))
-    if not cards:
-        yield f"no bridge yet in executor process {executor.pid}"
-    for card in cards:
+def _in_bridges(directory: str, executors: int) -> Iterator[str]:
+    """A worker's executors share its directory, one after the other: cards of those that were killed lie there too."""
+    silent, heard = ["no card"], 0
+    for card in named(Path(directory), CARD):
         try:
             with BridgeClient(*find_bridge(str(card.parent)), Deadline.after(5)) as client:
                 blocks = client.count_blocks("test_mizzle")
         except (MizzleError, OSError) as error:
-            yield f"the bridge of executor process {executor.pid} does not say what it holds: {error}"
+            silent.append(str(error))
             continue
+        heard += 1
         if blocks:
             yield f"{blocks} blocks in executor {client.executor_id}"
         yield from (f"the folder {folder}" for folder in card.parent.glob("mizzle-*") if folder.is_dir())
+    if heard < executors:
+        yield f"{executors} executors have the directory {directory}, and {heard} of them say what they hold: {silent}"
 
 
 def fds(pid: int) -> int:
