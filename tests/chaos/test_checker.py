@@ -55,7 +55,7 @@ def test_a_run_that_was_struck_once_and_did_one_group_again_has_kept_what_it_sho
 
 
 def test_a_fault_that_costs_more_than_its_group_is_refused() -> None:
-    begun = [[0, 0, iteration, 0, []] for iteration in (2, 3)]
+    begun: list[Any] = [[0, 0, iteration, 0, []] for iteration in (2, 3)]
     with pytest.raises(AssertionError, match=r"iterations \[2, 3\] were computed again"):
         assert_kept(OUTCOME | {"history": TOLD | {"seen": TOLD["seen"] + begun}, "group": 1}, OUTCOME, strikes=1)
 
