@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -259,6 +260,7 @@ def main(home: Path) -> None:
         "spark.executor.cores": "1", "spark.executor.memory": "1024m", "spark.cores.max": str(ranks),
     })  # fmt: skip
     spark = SparkSession.builder.master(plan["master"]).config(map=dict(conf)).getOrCreate()
+    os.environ.pop("SPARK_LOCAL_DIRS", None)  # by which a model of `chaos.faults` knows that it is on an executor
     found, watch = [], Watch()
     try:
         await_slots(spark.sparkContext, ranks, Deadline.after(START_S))
