@@ -5,6 +5,7 @@ A guard is switched off in a copy of its source. Whoever changes the line is tol
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import NamedTuple
@@ -121,16 +122,32 @@ PYTHON = [
         "tests/unit/training/test_checkpoint_damage.py"
         "::test_the_valid_one_before_a_damaged_one_is_chosen_and_the_damaged_file_named",
     ),
+    Guard(
+        "no update with what is not finite", "training/verdict.py",
+        "    bad = report.first_not_finite\n", "    bad = None\n",
+        "tests/contract/test_not_finite.py"
+        "::test_skip_leaves_the_same_iterations_out_on_all_ranks_bit_for_bit[nan]",
+    ),
+    Guard(
+        "ranks tell what they train", "training/rank.py",
+        "check_identities(self._exchange.reduce().metas)", "self._exchange.reduce()",
+        "tests/contract/test_handshake.py"
+        "::test_a_rank_that_differs_is_refused_within_two_seconds_and_nothing_is_written[another mizzle-other hosts]",
+    ),
 ]  # fmt: skip
 if shutil.which("strace"):  # the test is skipped without
-    PYTHON.append(
+    PYTHON += [
         Guard(
-            "a file is on disk before it counts", "training/storage.py",
-            "            os.fsync(opened)\n", "",
+            what, "training/storage.py", on, on.rpartition(" " * 12)[0],
             "tests/unit/training/test_checkpoint_crashes.py"
             "::test_all_is_on_disk_before_the_manifest_has_its_name_and_the_name_before_the_save_returns",
         )
-    )  # fmt: skip
+        for what, on in (
+            ("a file is on disk before it counts", "            os.fsync(opened)\n"),
+            ("its name is, too", "            self._write(at, file, content, seen)\n            _sync_open(at)\n"),
+            ("and the manifest's", "src_dir_fd=at, dst_dir_fd=at)\n            _sync_open(at)\n"),
+        )
+    ]  # fmt: skip
 
 JAVA = [
     Guard(
@@ -197,6 +214,22 @@ JAVA = [
         "FrameTest.anyChangedBitIsFoundOrLeavesTheFrameUnfinished",
     ),
     Guard(
+        "whose lease is over serves nobody", "Lease",
+        "if (isOver()) {", "if (limitMs < 0) {",
+        "LeaseTest.nobodyIsServedOrAdmittedWhileItIsOver",
+    ),
+    Guard(
+        "whose lease was over is of an older generation", "Runs",
+        "fences.put(name, generation + 1)", "fences.put(name, generation)",
+        "LeaseTest.whoTookPartIsToldAndIsOldEvenWhenTheDriverIsBack",
+    ),
+    Guard(
+        "fences are raised before a lease is renewed", "LeaseAnswers",
+        "    answer.newest().forEach(runs::fence);\n    lease.renewed(askedMs);\n",
+        "    lease.renewed(askedMs);\n    answer.newest().forEach(runs::fence);\n",
+        "LeaseAnswersTest.theFencesAreRaisedBeforeItIsRenewed",
+    ),
+    Guard(
         "the verdict over who is silent", "Pulse",
         "if (now - Math.max(last, judgedSinceMs) > limitMs) {", "if (now - last > Long.MAX_VALUE / 2) {",
         "PulseTest.whoHasReportedAndIsNotHeardOfIsSilent",
@@ -207,3 +240,22 @@ JAVA = [
         "GroupAttemptTest.aSuperfluousAttemptWaitsToBeKilled",
     ),
 ]  # fmt: skip
+
+_STRANGERS = "if (!sameUser || !MessageDigest.isEqual(token, bridge.token())) {"
+SOCKET = [
+    Guard(
+        "the token of the bridge's socket", "Session",
+        _STRANGERS, "if (!sameUser) {",
+        "tests/cluster/test_outsiders.py::test_a_process_of_the_same_user_with_another_token_is_refused",
+    ),
+]  # fmt: skip
+"""Guards of the bridge that a test on Spark sees."""
+if os.geteuid() == 0:  # the test is skipped without
+    SOCKET.append(
+        Guard(
+            "the user of who connects to the bridge", "Session",
+            _STRANGERS, "if (!MessageDigest.isEqual(token, bridge.token())) {",
+            "tests/cluster/test_outsiders.py"
+            "::test_another_user_is_refused_even_with_the_token_and_through_an_open_directory",
+        )
+    )  # fmt: skip

@@ -10,7 +10,6 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import chain
 from pathlib import Path
 
 from mizzle.blocks.bridge import BridgeClient
@@ -67,8 +66,17 @@ def _region(target: str) -> set[str]:
     return {target.removesuffix(" (deleted)")} if target.startswith("/memfd:mizzle-") else set()
 
 
-def processes(home: Path) -> list[Process]:
-    """Executors of the application whose ``spark.local.dir`` is there, and what works for them, now or in the past."""
+def processes(home: Path | str) -> list[Process]:
+    """Executors of the application whose ``spark.local.dir`` is there, and what works for them, now or in the past.
+
+    Args:
+        home: that directory; of an executor, for this one and what works for it.
+    """
+    return [one for one in everybody() if one.directory.startswith(str(home))]
+
+
+def everybody() -> list[Process]:
+    """All processes of this user that are an executor, or work for one."""
     found = []
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit():
@@ -81,7 +89,7 @@ def processes(home: Path) -> list[Process]:
             continue  # it has ended, or is another user's
         is_executor = b"--executor-id" in words
         at = settings.get(b"SPARK_EXECUTOR_DIRS" if is_executor else b"SPARK_LOCAL_DIRS", b"").decode().split(",")[0]
-        if at.startswith(str(home)):
+        if at:
             found.append(Process(int(entry.name), int(parent), words, at, is_executor, is_stopped=state == "T"))
     return found
 
@@ -149,24 +157,27 @@ class Inventory:
 
     def _of_bridges(self) -> Iterator[str]:
         # One that is stopped is being replaced, and takes with it what it has.
-        executors = [one for one in processes(self._home) if one.is_executor and not one.is_stopped]
-        for directory, living in Counter(one.directory for one in executors).items():
-            # Executors that were killed have left their cards there.
-            said = [found for card in named(Path(directory), CARD) if (found := _in_bridge(card)) is not None]
-            yield from chain.from_iterable(said)
-            if len(said) < living:
-                yield f"of {living} bridges below {directory} only {len(said)} say what they hold"
+        alive = Counter(one.directory for one in processes(self._home) if one.is_executor and not one.is_stopped)
+        for directory, executors in alive.items():
+            yield from _in_bridges(directory, executors)
 
 
-def _in_bridge(card: Path) -> list[str] | None:
-    """What a bridge holds; None if nobody answers there."""
-    try:
-        with BridgeClient(*find_bridge(str(card.parent)), Deadline.after(5)) as client:
-            blocks = client.count_blocks("test_mizzle")
-    except (MizzleError, OSError):
-        return None
-    held = [f"{blocks} blocks in executor {client.executor_id}"] if blocks else []
-    return held + [f"the folder {folder}" for folder in card.parent.glob("mizzle-*") if folder.is_dir()]
+def _in_bridges(directory: str, executors: int) -> Iterator[str]:
+    """A worker's executors share its directory, one after the other: cards of those that were killed lie there too."""
+    silent, heard = ["no card"], 0
+    for card in named(Path(directory), CARD):
+        try:
+            with BridgeClient(*find_bridge(str(card.parent)), Deadline.after(5)) as client:
+                blocks = client.count_blocks("test_mizzle")
+        except (MizzleError, OSError) as error:
+            silent.append(str(error))
+            continue
+        heard += 1
+        if blocks:
+            yield f"{blocks} blocks in executor {client.executor_id}"
+        yield from (f"the folder {folder}" for folder in card.parent.glob("mizzle-*") if folder.is_dir())
+    if heard < executors:
+        yield f"{executors} executors have the directory {directory}, and {heard} of them say what they hold: {silent}"
 
 
 def fds(pid: int) -> int:

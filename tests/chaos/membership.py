@@ -34,8 +34,7 @@ class Executors:
 
     def pids(self) -> dict[str, int]:
         """Of those that may have ranks, by executor."""
-        told = self._driver.bridges()
-        return {name: int(dict(part.split("=", 1) for part in one.split())["pid"]) for name, one in told.items()}
+        return {name: int(one["pid"]) for name, one in self._driver.told().items()}
 
     def await_count(self, count: int) -> None:
         """Until there are as many: Spark has replaced those that died, or started those that were asked for."""

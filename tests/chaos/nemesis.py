@@ -17,10 +17,12 @@ from pathlib import Path
 from pyspark.sql import SparkSession
 
 from chaos.inventory import Process, processes, residents
+from mizzle.blocks.deadline import Deadline
 from mizzle.spark.driver import DriverSide
 
-FAULTS = ("rank_kill", "rank_segv", "executor_kill", "executor_pause", "executor_stop")
-PAUSE_S = 2.0
+FAULTS = ("rank_kill", "rank_segv", "rank_flip", "executor_kill", "executor_pause", "executor_stop")
+PAUSE_S, STOPS_S = 2.0, 5.0
+_KEPT = "/memfd:mizzle-state"
 
 
 class Nemesis:
@@ -77,12 +79,32 @@ class Nemesis:
             self._stopped.append(victim)
             _send(victim, signal.SIGSTOP)
         else:
+            if fault == "rank_flip":
+                _flip(victim)
             _send(victim, signal.SIGSEGV if fault == "rank_segv" else signal.SIGKILL)
 
     def _victims(self, fault: str) -> list[Process]:
         if fault.startswith("rank"):
             return residents(self._home)
         return [one for one in processes(self._home) if one.is_executor]
+
+
+def _flip(pid: int) -> None:
+    """A bit changes in each state that a rank keeps, and the rank stands still: what is left are the copies.
+
+    It stands still before, so that it does not write a checksum of what has changed.
+    """
+    _send(pid, signal.SIGSTOP)
+    deadline, paused = Deadline.after(STOPS_S), threading.Event()
+    with suppress(OSError):  # it has ended meanwhile
+        while Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "T" and not deadline.passed:
+            paused.wait(0.005)
+        for fd in Path(f"/proc/{pid}/fd").iterdir():
+            if str(fd.readlink()).startswith(_KEPT):
+                with fd.open("r+b", buffering=0) as memory:
+                    (first,) = memory.read(1)
+                    memory.seek(0)
+                    memory.write(bytes([first ^ 1]))
 
 
 def _send(pid: int, number: signal.Signals) -> None:

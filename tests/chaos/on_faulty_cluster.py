@@ -12,6 +12,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from chaos.control_groups import release
 from chaos.faults import ACTIONS, GROUP_NAME, Busy, Fault, Faulty, bits, struck, struck_at
 from chaos.inventory import Inventory
 from chaos.membership import Executors, Shifts
-from chaos.records import DEATH_S, RESUME_S, SILENCE_S, Watch, Watched, history_of, waits_of
+from chaos.records import DEATH, ERROR_S, SILENCE, Watch, Watched, history_of, over_with, waits_of
 from chaos.zombies import leave_zombie, report_of_zombie
 from cluster.trainings import fit, frame
 from mizzle.spark.driver import DriverSide
@@ -73,12 +74,17 @@ def played(
         rows.read_text().splitlines(),
     )  # fmt: skip
     silent = scene.get("silent") or any(fault.action == "stop_executor" for fault in faults)
-    told["waits"] = waits_of(result.history, struck_at(ledger), SILENCE_S if silent else DEATH_S)
+    limits = SILENCE if silent else DEATH
+    limits = replace(limits, resumed_s=limits.resumed_s + scene.get("held_up_s", 0.0))
+    hit = dict(zip(struck(ledger), struck_at(ledger), strict=True))
+    told["waits"] = waits_of(result.history, list(hit.values()), limits)
     as_dict = result.history.as_dict()
     return {
-        "history": told, "sizes": done.sizes, "struck": struck(ledger),
-        "faults": [fault.cause for fault in result.history.faults], "wall_s": time.time() - begun,
+        "history": told, "sizes": done.sizes, "struck": list(hit), "group": scene.get("group", GROUP),
+        "unseen": [name for name, at in hit.items() if over_with(result.history, at) is None],
+        "faults": [fault.cause for fault in result.history.faults], "wall_s": time.time() - begun, "begun": begun,
         "noticed_at": [fault.noticed_at for fault in result.history.faults],
+        "resumed_at": [fault.resumed_at for fault in result.history.faults], "ends": done.ends,
         "stragglers": as_dict["stragglers"], "dropped": as_dict["dropped"],
     }  # fmt: skip
 
@@ -86,7 +92,7 @@ def played(
 def failed(error: BaseException, ledger: Path) -> dict[str, Any]:
     """What came of a run that ended with an error: it, too, must come in time."""
     hit = struck_at(ledger)
-    waits = [("the error", time.time() - hit[-1], RESUME_S)] if hit else []
+    waits = [("the error", time.time() - hit[-1], ERROR_S)] if hit else []
     kind = type(error).__name__
     return {
         "history": {
@@ -105,8 +111,7 @@ def kill_before_fetch(spark: SparkSession, ledger: Path) -> None:
     def struck_fetch(runner: GroupRunner, wanted: Any) -> list[bytes]:
         GroupRunner.fetch = fetch  # type: ignore[method-assign]
         driver = DriverSide(spark.sparkContext)
-        told = driver.bridges()[runner._executors[0]]
-        os.kill(int(dict(part.split("=", 1) for part in told.split())["pid"]), signal.SIGKILL)
+        os.kill(int(driver.told()[runner._executors[0]]["pid"]), signal.SIGKILL)
         (ledger / "fetch").touch()
         while runner._executors[0] in driver.bridges():
             threading.Event().wait(0.01)
@@ -178,6 +183,7 @@ class Cast:
         if "limit" in scene:
             executors.limit(scene["limit"])
         executors.await_count(scene.get("executors", EXECUTORS))
+        before = executors.pids()
         self.watch.at_boundary = Shifts(self.spark, scene.get("shifts", ()), ledger)
         self.prepare(scene, ledger)
         if scene.get("iterate"):
@@ -187,6 +193,7 @@ class Cast:
             found = self._two(scene, ledger, faults)
         else:
             found = played(self.spark, scene, ledger, self.watch, faults)
+        found["executors"] = [before, executors.pids()]
         self.settle(scene, ledger, found)
         found["history"]["left"] = self.inventory.left(len(found["struck"]))
         if scene.get("look"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import subprocess
 import sys
 import threading
@@ -17,13 +18,15 @@ from typing import Any
 from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
+from chaos.faults import Faulty, bits
+from chaos.records import Watch, history_of
 from cluster.trainings import fit
 from mizzle.blocks.deadline import Deadline
 from mizzle.spark.driver import DriverSide, await_slots
 from mizzle.spark.probe import await_bridges
 from mizzle.spark.runner import GroupRun, GroupRunner
 from mizzle.spark.session import spark_conf
-from unit.training.runs import Mlp, Training, digits
+from unit.training.runs import Training, digits
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
@@ -166,9 +169,8 @@ class LoopbackFaults:
 
     def unheard(self) -> None:
         """Nothing that others send to the block service of one of the executors comes there any more."""
-        told = min(DriverSide(self._spark.sparkContext).bridges().items())[1]
-        port = dict(part.split("=", 1) for part in told.split())["port"]
-        run("nft", rules_for([f"tcp dport {port} drop"]))
+        told = DriverSide(self._spark.sparkContext).told()
+        run("nft", rules_for([f"tcp dport {told[min(told)]['port']} drop"]))
 
     def lose(self, percent: int) -> None:
         """Packets are lost."""
@@ -205,11 +207,14 @@ class Strike:
         self._timer.cancel()
 
 
-def scene(spark: SparkSession, faults: Faults | LoopbackFaults, how: dict[str, Any]) -> dict[str, Any]:
-    """One fit."""
+def scene(
+    spark: SparkSession, faults: Faults | LoopbackFaults, how: dict[str, Any], watch: Watch, ledger: Path
+) -> dict[str, Any]:
+    """One fit: its history, for the checker, and its faults, by when they were seen."""
+    ledger.mkdir()
     do = partial(getattr(faults, how["fault"]), *how["how"]) if "fault" in how else lambda: None
     strike = Strike(do, faults.heal, how.get("heal_s"))
-    training = Training(partial(Mlp, dropout=0.2, norm=True), digits(), adam)
+    training = Training(partial(Faulty, None, ledger, dropout=0.2, norm=True), digits(), adam)
     layout = {"ranks": tuple(how["ranks"]), "transport": "blocks", "timeout_s": TIMEOUT_S, "group_size": GROUP}
     try:
         result = fit(spark, training, run=layout, max_iterations=ITERATIONS)
@@ -219,9 +224,12 @@ def scene(spark: SparkSession, faults: Faults | LoopbackFaults, how: dict[str, A
         strike.over()
         faults.heal()
     assert strike.at is not None
+    run = result.report["run"]
     return {
-        "losses": result.history.losses,
-        "model": {name: value.numpy().tobytes().hex() for name, value in result.model.state_dict().items()},
+        "history": history_of(
+            training, result.history, {name: value.hex() for name, value in bits(result.model.state_dict()).items()},
+            watch.of[run], (ledger / f"{run}.rows").read_text().splitlines(),
+        ),
         "faults": [
             {"boundary": fault.boundary, "cause": fault.cause, "ranks": fault.ranks,
              "noticed_s": fault.noticed_at - strike.at, "resumed_s": fault.resumed_at - strike.at}
@@ -252,14 +260,15 @@ def main(home: Path) -> None:
         "spark.executor.cores": "1", "spark.executor.memory": "1024m", "spark.cores.max": str(ranks),
     })  # fmt: skip
     spark = SparkSession.builder.master(plan["master"]).config(map=dict(conf)).getOrCreate()
-    found = []
+    os.environ.pop("SPARK_LOCAL_DIRS", None)  # by which a model of `chaos.faults` knows that it is on an executor
+    found, watch = [], Watch()
     try:
         await_slots(spark.sparkContext, ranks, Deadline.after(START_S))
         await_bridges(spark.sparkContext, Deadline.after(START_S))
-        for how in plan["scenes"]:
+        for number, how in enumerate(plan["scenes"]):
             await_executors(spark, ranks)
             faults = Faults(hosts, *plan["switch"]) if len(hosts) > 1 else LoopbackFaults(spark)
-            found.append(scene(spark, faults, how))
+            found.append(scene(spark, faults, how, watch, home / f"ledger{number}"))
             (home / "found.json").write_text(json.dumps(found))
     finally:
         spark.stop()

@@ -19,6 +19,7 @@ import cluster.trainings
 import mizzle.spark.session
 from chaos import faults
 from chaos.faults import ACTIONS, Fault, executor_pid
+from chaos.inventory import processes
 from chaos.membership import Executors
 from chaos.on_faulty_cluster import EXECUTORS, Cast
 from chaos.on_faulty_cluster import main as play
@@ -30,16 +31,18 @@ from unit.training.runs import Rows
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
-ASLEEP_S = 16
-"""Longer than the lease of ten seconds, and than what a process has to end after it."""
+ASLEEP_S, LONG_S = 16, 60
+"""Longer than the lease of ten seconds, and than what a process has to end after it; and much longer."""
 SOON_S = 40.0
 FRAME = cluster.trainings.frame
 
 
-def _sleep(pid: int) -> None:
+def _sleep(pid: int, seconds: int = ASLEEP_S) -> None:
     """SIGSTOP now, SIGCONT later, by a process that belongs to nobody here."""
-    subprocess.Popen(["sh", "-c", f"sleep {ASLEEP_S}; kill -CONT {pid}"], start_new_session=True)
-    Path(os.environ["CHAOS_HOME"], "asleep").write_text(f"{pid} {os.environ['SPARK_LOCAL_DIRS']} {time.time()}")
+    subprocess.Popen(["sh", "-c", f"sleep {seconds}; kill -CONT {pid}"], start_new_session=True)
+    note = Path(os.environ["CHAOS_HOME"], "asleep")
+    note.with_suffix(".half").write_text(f"{pid} {os.environ['SPARK_LOCAL_DIRS']} {time.time()} {seconds}")
+    note.with_suffix(".half").rename(note)
     os.kill(pid, signal.SIGSTOP)
 
 
@@ -48,24 +51,20 @@ def pause_executor() -> None:
     _sleep(executor_pid())
 
 
+def pause_executor_long() -> None:
+    """The same, for a minute."""
+    _sleep(executor_pid(), LONG_S)
+
+
 def pause_driver() -> None:
     """The driver's JVM does, which started the executors."""
     stat = Path(f"/proc/{executor_pid()}/stat").read_text()
     _sleep(int(stat.rpartition(")")[2].split()[1]))
 
 
-def residents(local_dirs: str) -> list[int]:
+def residents(directory: str) -> list[int]:
     """The residents of an executor, and their standbys."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        try:
-            words = (entry / "cmdline").read_bytes().split(b"\0")
-            settings = (entry / "environ").read_bytes().split(b"\0")
-        except OSError:
-            continue
-        if b"mizzle.spark.resident" in words and f"SPARK_LOCAL_DIRS={local_dirs}".encode() in settings:
-            found.append(int(entry.name))
-    return found
+    return [one.pid for one in processes(directory) if one.is_resident]
 
 
 class Sleepers:
@@ -79,14 +78,14 @@ class Sleepers:
 
     def _look(self) -> None:
         pause, first = threading.Event(), Deadline.after(10 * SOON_S)
-        while not (self._note.exists() and self._note.read_text().count(" ") > 1):
+        while not self._note.exists():
             if first.passed:
                 return
             pause.wait(0.05)
-        pid, local_dirs, begun = self._note.read_text().split()
-        awake = float(begun) + ASLEEP_S
+        pid, local_dirs, begun, seconds = self._note.read_text().split()
+        awake = float(begun) + int(seconds)
         mine = residents(local_dirs)
-        self.found |= {"residents": len(mine), "gone_s": None, "pid": int(pid)}
+        self.found |= {"residents": len(mine), "gone_s": None, "pid": int(pid), "begun": float(begun), "awake": awake}
         while time.time() < awake + 15:
             if not set(mine).intersection(residents(local_dirs)):
                 self.found["gone_s"] = time.time() - float(begun)
@@ -96,7 +95,7 @@ class Sleepers:
 
     def done(self) -> dict[str, Any]:
         """Once the sleeper is awake."""
-        self._thread.join(2 * SOON_S)
+        self._thread.join(LONG_S + SOON_S)
         self._note.unlink(missing_ok=True)
         return self.found
 
@@ -132,8 +131,8 @@ def stop_before_fetch(spark: SparkSession, ledger: Path) -> None:
 
     def struck(runner: GroupRunner, wanted: Any) -> list[bytes]:
         GroupRunner.fetch = fetch  # type: ignore[method-assign]
-        told = DriverSide(spark.sparkContext).bridges()[runner._executors[0]]
-        os.kill(int(dict(part.split("=", 1) for part in told.split())["pid"]), signal.SIGSTOP)
+        told = DriverSide(spark.sparkContext).told()[runner._executors[0]]
+        os.kill(int(told["pid"]), signal.SIGSTOP)
         (ledger / "fetch").touch()
         return fetch(runner, wanted)
 
@@ -228,7 +227,7 @@ class HungCast(Cast):
 
 def main(home: Path) -> None:
     """Play the scenes that the test has written down."""
-    ACTIONS.update({action.__name__: action for action in (pause_executor, pause_driver)})
+    ACTIONS.update({action.__name__: action for action in (pause_executor, pause_executor_long, pause_driver)})
     # What executors get by value must find these too.
     faults.ACTIONS = ACTIONS
     play(home, HungCast)

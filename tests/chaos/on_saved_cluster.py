@@ -13,6 +13,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
+from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
 from chaos.faults import bits
@@ -27,14 +29,34 @@ from mizzle.spark.runner import GroupRunner
 from mizzle.training.manifest import MANIFEST
 from unit.training.runs import Mlp, Training, digits
 
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
+
 EVERY, EXECUTORS, SPARK_KNOWS_S = 6, 2, 60.0
+LONG, PACE_S = 120, 0.1
+"""Iterations, and seconds for each of the two shards that a rank has: for kills at any time."""
 
 
-def fitted(spark: SparkSession, home: Path, name: str, resume: Any = "never") -> dict[str, Any]:
+class Paced(Mlp):
+    """Takes some time for a shard, whatever its rows: so groups are longer than a checkpoint takes to be written."""
+
+    def __init__(self, pace_s: float) -> None:
+        super().__init__(dropout=0.2, norm=True)
+        self.pace_s = pace_s
+
+    def forward(self, inputs: torch.Tensor) -> torch.Tensor:
+        if self.training:
+            threading.Event().wait(self.pace_s)
+        return super().forward(inputs)
+
+
+def fitted(
+    spark: SparkSession, home: Path, name: str, resume: Any = "never", *,
+    iterations: int = ITERATIONS, pace_s: float = 0.0,
+) -> dict[str, Any]:  # fmt: skip
     """One fit, and what came of it."""
-    training = Training(partial(Mlp, dropout=0.2, norm=True), digits(), adam)
+    training = Training(partial(Paced, pace_s), digits(), adam)
     fitter = trainer(
-        training, run={"ranks": EXECUTORS, "group_size": GROUP}, max_iterations=ITERATIONS,
+        training, run={"ranks": EXECUTORS, "group_size": GROUP}, max_iterations=iterations,
         checkpoints=Checkpoints(path=home / name, every=EVERY),
     )  # fmt: skip
     result = fitter.fit(frame(spark, training.data), features="x", label="y", resume=resume)
@@ -80,6 +102,27 @@ def kill_driver(spark: SparkSession) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def kill_later(spark: SparkSession, watch: Watch, delay_s: float, boundaries: Path) -> None:
+    """The driver dies some time after it has given its first order; boundaries that it orders from are noted before."""
+    timer = threading.Timer(delay_s, kill_driver, [spark])
+    timer.daemon = True
+
+    def noted(runner: GroupRunner, done: Watched) -> None:
+        with boundaries.open("a") as file:
+            file.write(f"{runner._since.iteration}\n")
+        if not done.tried:
+            timer.start()
+
+    watch.at_boundary = noted
+
+
+def killed_at_random(home: Path, delay_s: float, boundaries: Path) -> None:
+    """Go on from what the application before has left, until the end of this process."""
+    spark, watch = cluster(home, f"local-cluster[{EXECUTORS},1,1024]"), Watch()
+    kill_later(spark, watch, delay_s, boundaries)
+    fitted(spark, home, "killed at random", resume="auto", iterations=LONG, pace_s=PACE_S)
+
+
 def main(home: Path) -> None:
     """Fit in peace, without any executor, and until the end of this process."""
     logging.basicConfig(level=logging.INFO, filename=home / "driver.log", format="%(asctime)s %(name)s %(message)s")
@@ -93,4 +136,7 @@ def main(home: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    if len(sys.argv) > 2:
+        killed_at_random(Path(sys.argv[1]), float(sys.argv[2]), Path(sys.argv[3]))
+    else:
+        main(Path(sys.argv[1]))

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from chaos.checker import History, complaints
+from chaos.checker import History, complaints, recomputed
 
 TESTS = Path(__file__).parents[1]
 MASTER = "local-cluster[3,1,1024]"
@@ -18,12 +18,24 @@ Scene = dict[str, Any]
 """What is played: "layout" of the run, "faults" (each the arguments of `chaos.faults.Fault`), "shifts" (see
 `chaos.membership.Shifts`), "executors" that must be there, "limit" of them, "group" (K), "iterations", "how" (further
 arguments of the Trainer), "pace_s" of a shard, "busy", "at_fetch", "iterate", "beside", "look" (at what a run holds),
-"silent" (what strikes ends no connection); and what other programs play (`chaos.on_hung_cluster`)."""
+"silent" (what strikes ends no connection), "held_up_s" (for so long the scene itself keeps the run from going on after
+a fault); and what other programs play (`chaos.on_hung_cluster`)."""
+ENDS = frozenset({
+    "kill_executor", "stop_executor", "pause_executor", "pause_executor_long", "kill_holders", "shrink_to",
+    "kill_rank", "crash_rank", "exit_rank", "leave_zombie",
+})  # fmt: skip
+"""What ends an executor or a rank, or lets the driver believe so: names of `chaos.faults.ACTIONS`, and of shifts."""
 
 
 def fault(point: str, call: int, action: str, **more: Any) -> dict[str, Any]:
     """One of a scene's faults."""
     return {"point": point, "call": call, "action": action, **more}
+
+
+def strikes(scene: Scene) -> int:
+    """How many faults must have struck."""
+    faults: int = sum(one.get("times", 1) for one in scene.get("faults", ()))
+    return faults + len(scene.get("shifts", ())) + bool(scene.get("at_fetch"))
 
 
 def play(
@@ -53,10 +65,25 @@ def play(
 
 
 def assert_kept(outcome: Mapping[str, Any], calm: Mapping[str, Any], *, strikes: int) -> None:
-    """The run was struck so often, and went on to the end as if nothing had happened."""
+    """The run was struck so often, and went on to the end as if nothing had happened.
+
+    What ended somebody was a fault for the run too (but for what struck before it had ranks), and each cost one group
+    at most.
+    """
     assert "error" not in outcome, outcome["trace"]
     assert len(outcome["struck"]) == strikes, f"the faults really struck: {outcome['struck']}"
-    assert complaints(History.of(outcome["history"]), History.of(calm["history"])) == []
+    history = History.of(outcome["history"])
+    assert complaints(history, History.of(calm["history"])) == []
+    unseen = [name for name in outcome["unseen"] if ends_somebody(name)]
+    assert not unseen, f"{unseen} struck, and the driver saw no fault: {outcome['faults']}"
+    again = recomputed(history)
+    assert len(again) <= outcome["group"] * max(1, strikes), f"iterations {again} were computed again"
+
+
+def ends_somebody(struck: str) -> bool:
+    """Whether it did, by its name in the ledger, and there were ranks."""
+    point, _, rest = struck.partition(".")
+    return struck == "fetch" or (rest.split(".")[0] in ENDS and point != "deal")
 
 
 def assert_ended(outcome: Mapping[str, Any], error: str, *, strikes: int) -> None:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from chaos.checker import History, Seen, Wait, complaints, recomputed
+from chaos.stage import assert_kept
 
 ROWS, SHARDS, PER_EPOCH = 6, 2, 3
 ROWS_OF = {(t, s): (s + 2 * t,) for t in range(PER_EPOCH) for s in range(SHARDS)}
@@ -31,14 +33,36 @@ def test_a_run_that_was_struck_and_kept_every_promise_is_accepted() -> None:
     assert complaints(GOOD, replace(GOOD, tried=(), waits=(), committed=(), seen=())) == []
 
 
+TOLD: dict[str, Any] = {
+    "losses": [3.0, 2.0, 1.0, 0.5], "model": {"w": "00ff"}, "num_rows": ROWS, "num_shards": SHARDS,
+    "per_epoch": PER_EPOCH, "committed": [[0, 0, 2], [1, 2, 4]], "tried": [[0, 0], [0, 2], [1, 2]],
+    "seen": [[one.generation, one.first, one.iteration, one.shard, list(one.rows)] for one in GOOD.seen],
+    "waits": [["verdict", 3.0, 3.0]], "left": [], "error": "",
+}  # fmt: skip
+
+
 def test_a_history_survives_json() -> None:
-    told = {
-        "losses": [3.0, 2.0, 1.0, 0.5], "model": {"w": "00ff"}, "num_rows": ROWS, "num_shards": SHARDS,
-        "per_epoch": PER_EPOCH, "committed": [[0, 0, 2], [1, 2, 4]], "tried": [[0, 0], [0, 2], [1, 2]],
-        "seen": [[one.generation, one.first, one.iteration, one.shard, list(one.rows)] for one in GOOD.seen],
-        "waits": [["verdict", 3.0, 3.0]], "left": [], "error": "",
-    }  # fmt: skip
-    assert History.of(told) == GOOD
+    assert History.of(TOLD) == GOOD
+
+
+STRUCK = "backward.kill_rank.0"
+OUTCOME: dict[str, Any] = {"history": TOLD, "struck": [STRUCK], "unseen": [], "faults": ["its end"], "group": 2}
+
+
+def test_a_run_that_was_struck_once_and_did_one_group_again_has_kept_what_it_should() -> None:
+    assert_kept(OUTCOME, OUTCOME, strikes=1)
+    assert_kept(OUTCOME | {"struck": ["deal.stop_executor.0"], "unseen": ["deal.stop_executor.0"]}, OUTCOME, strikes=1)
+
+
+def test_a_fault_that_costs_more_than_its_group_is_refused() -> None:
+    begun: list[Any] = [[0, 0, iteration, 0, []] for iteration in (2, 3)]
+    with pytest.raises(AssertionError, match=r"iterations \[2, 3\] were computed again"):
+        assert_kept(OUTCOME | {"history": TOLD | {"seen": TOLD["seen"] + begun}, "group": 1}, OUTCOME, strikes=1)
+
+
+def test_an_end_that_the_driver_has_not_seen_is_refused() -> None:
+    with pytest.raises(AssertionError, match="the driver saw no fault"):
+        assert_kept(OUTCOME | {"unseen": [STRUCK]}, OUTCOME, strikes=1)
 
 
 BROKEN = {

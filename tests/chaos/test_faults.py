@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 from pyspark.sql import SparkSession
 
-from chaos.faults import bits
+from chaos.faults import ZOMBIE_S, bits
 from chaos.on_faulty_cluster import GROUP, ITERATIONS, adam
-from chaos.stage import Scene, assert_ended, assert_kept, fault, play
+from chaos.stage import Scene, assert_ended, assert_kept, fault, play, strikes
 from chaos.zombies import BLOCKS_A_ROUND, IMPOSTORS, ROUNDS
 from cluster.trainings import fit
 from unit.training.runs import Mlp, Training, digits
@@ -68,8 +68,11 @@ USER: dict[str, Scene] = {
     "user code raises": {"layout": RANKS, "faults": [fault("backward", 6, "raise_error")]},
 }
 ZOMBIE: dict[str, Scene] = {
-    "an attempt lives on": {"layout": BLOCKS, "faults": [fault("reduce", 9, "leave_zombie")]},
-}
+    # The ranks behind it wait until it has tried all it can.
+    "an attempt lives on": {
+        "layout": BLOCKS, "faults": [fault("reduce", 9, "leave_zombie")], "held_up_s": ZOMBIE_S,
+    },
+}  # fmt: skip
 ITERATED: dict[str, Scene] = {
     "nothing, iterated": {"layout": {}, "iterate": True},
     "executor killed in a step": {"layout": {}, "iterate": True, "faults": [fault("forward", 0, "kill_executor")]},
@@ -123,17 +126,18 @@ def phases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return play(tmp_path_factory.mktemp("phases"), scenes, 1700)
 
 
-def strikes(scene: Scene) -> int:
-    """How many faults must have struck."""
-    faults: int = sum(one.get("times", 1) for one in scene.get("faults", ()))
-    return faults + len(scene.get("shifts", ())) + bool(scene.get("at_fetch"))
-
-
 @pytest.mark.timeout(960)
 @pytest.mark.parametrize("scene", NOTHING | SHORT)
 def test_the_result_is_that_of_a_run_without_a_fault(found: dict[str, Any], scene: str) -> None:
     assert_kept(found[scene], found["nothing"], strikes=strikes((NOTHING | SHORT)[scene]))
     assert found[scene]["sizes"][0] == (4 if scene == "nothing" else 3)
+
+
+@pytest.mark.parametrize("scene", [scene for scene in SHORT if scene.startswith("rank ")])
+def test_the_executor_of_a_rank_that_ends_lives_on(found: dict[str, Any], scene: str) -> None:
+    before, after = found[scene]["executors"]
+    assert len(before) == 3
+    assert after == before, "process ids, by executor"
 
 
 @pytest.mark.parametrize("kind", ["/memfd:mizzle-", "blocks in executor", "the folder "])

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from chaos.guards import JAVA, PYTHON, Guard
-from javas import MAIN, ROOT, TESTS, compile_all, compile_java, run_java
+from chaos.guards import JAVA, PYTHON, SOCKET, Guard
+from javas import MAIN, ROOT, TESTS, compile_all, compile_java, run_java, tool
 
 FAILED = 1
 """Exit code of pytest: tests were run, and one failed. An error in a copy that cannot be imported is another."""
@@ -69,6 +69,21 @@ def check_java(home: Path, guards: Sequence[Guard]) -> None:
             assert f"FAILED {guard.test}\n" in said, f"{guard.what} is switched off, and {guard.test} says:\n{said}"
 
 
+def check_sockets(home: Path, guards: Sequence[Guard]) -> None:
+    """Spark is started with a jar in which a class has another form."""
+    class_path, todo = compile_all(home / "classes"), []
+    for number, guard in enumerate([*guards, None]):
+        package = home / f"package{number}"
+        shutil.copytree(ROOT / "src" / "mizzle", package / "mizzle", ignore=shutil.ignore_patterns("__pycache__"))
+        todo.append((package, [one.test for one in guards] if guard is None else [guard.test]))
+        if guard is not None:
+            compile_without([guard], class_path, home / f"turn{number}")
+            (jar,) = (package / "mizzle").rglob("*.jar")
+            alone = home / f"turn{number}" / f"without{guard.source}"
+            subprocess.run([tool("jar"), "uf", str(jar), "-C", str(alone), "."], check=True, timeout=60)
+    assert pytest_codes(home, todo) == [FAILED] * len(guards) + [0], (home / "log").read_text()[-4000:]
+
+
 def compile_without(guards: Sequence[Guard], class_path: str, home: Path) -> None:
     """Compile sources each without a guard; the classes of each come into a directory of their own."""
     changed = []
@@ -109,11 +124,19 @@ def test_without_any_guard_of_the_bridge_a_test_fails(tmp_path: Path) -> None:
     check_java(tmp_path, JAVA)
 
 
-@pytest.mark.parametrize("guard", [*PYTHON, *JAVA], ids=lambda guard: f"{Path(guard.source).stem}: {guard.what}")
+@pytest.mark.chaos
+@pytest.mark.timeout(600)
+def test_without_a_guard_of_the_bridges_socket_a_test_fails(tmp_path: Path) -> None:
+    check_sockets(tmp_path, SOCKET)
+
+
+@pytest.mark.parametrize(
+    "guard", [*PYTHON, *JAVA, *SOCKET], ids=lambda guard: f"{Path(guard.source).stem}: {guard.what}"
+)
 def test_a_guard_is_still_there_and_so_is_its_test(guard: Guard, tmp_path: Path) -> None:
     source = ROOT / "src" / "mizzle" / guard.source if guard in PYTHON else next(MAIN.rglob(f"{guard.source}.java"))
     guard.switch_off(Path(shutil.copy(source, tmp_path)))
-    if guard in PYTHON:
+    if "::" in guard.test:
         file, _, name = guard.test.partition("::")
         head, written = f"def {name.partition('[')[0]}(", (ROOT / file).read_text()
     else:

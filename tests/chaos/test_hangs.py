@@ -11,12 +11,15 @@ from typing import Any
 import pyspark
 import pytest
 
-from chaos.stage import Scene, assert_kept, fault, play
+from chaos.stage import Scene, assert_kept, fault, play, strikes
 from chaos.test_faults import BLOCKS, FEWER, RANKS
 from mizzle.spark.session import _JAR
 
 pytestmark = pytest.mark.chaos
 
+MINUTE = "executor asleep for a minute"
+LONG: Scene = {"layout": FEWER, "iterations": 360, "how": {"max_epochs": 10**6}}
+"""With a pace of 0.1 s for a shard, and two of them on a rank, more than a minute."""
 SCENES: dict[str, Scene] = {
     "nothing": {"layout": FEWER},
     "executor stopped while shards are dealt": {
@@ -27,6 +30,10 @@ SCENES: dict[str, Scene] = {
     "executor stopped before the model was fetched": {"layout": FEWER, "at_fetch": True, "silent": True},
     "executor asleep": {
         "layout": FEWER, "faults": [fault("reduce", 8, "pause_executor")], "sleeps": True, "silent": True,
+    },
+    "nothing, for long": LONG,
+    MINUTE: LONG | {
+        "faults": [fault("reduce", 8, "pause_executor_long")], "sleeps": True, "silent": True, "pace_s": 0.1,
     },
     "driver asleep": {
         "layout": FEWER, "faults": [fault("reduce", 8, "pause_driver")], "sleeps": True, "silent": True,
@@ -54,10 +61,10 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
 @pytest.mark.timeout(620)
 @pytest.mark.parametrize("scene", SCENES)
 def test_the_result_is_that_of_a_run_in_which_nobody_stood_still(found: dict[str, Any], scene: str) -> None:
-    struck = 0 if scene == "nothing" else 1 + (SCENES[scene].get("at_deal") == "dealt again")
-    assert_kept(found[scene], found["nothing"], strikes=struck)
+    calm = "nothing, for long" if "iterations" in SCENES[scene] else "nothing"
+    assert_kept(found[scene], found[calm], strikes=strikes(SCENES[scene]) + ("at_deal" in SCENES[scene]))
     # Without its driver a group may still end; the next one then finds nobody and the ranks take their places anew.
-    assert bool(found[scene]["faults"]) == (scene not in {"nothing", "driver asleep", *BEFORE})
+    assert bool(found[scene]["faults"]) == (scene not in {calm, "driver asleep", *BEFORE})
 
 
 @pytest.mark.parametrize("scene", BEFORE)
@@ -67,13 +74,23 @@ def test_an_executor_that_hangs_before_there_are_ranks_holds_nobody_up_for_minut
     assert found[scene]["wall_s"] < 60
 
 
-def test_a_frozen_executors_ranks_end_and_it_is_fenced_when_it_wakes_up(found: dict[str, Any]) -> None:
-    outcome = found["executor asleep"]
+@pytest.mark.parametrize("scene", ["executor asleep", MINUTE])
+def test_a_frozen_executors_ranks_end_and_it_is_fenced_when_it_wakes_up(found: dict[str, Any], scene: str) -> None:
+    outcome = found[scene]
     assert outcome["slept"]["residents"] >= 1
     assert outcome["slept"]["gone_s"] is not None
     assert outcome["slept"]["gone_s"] < 15, "its bridge said nothing for the length of a lease"
     assert sorted(outcome["fenced"].values()) == [0, 0, 1]
     assert min(outcome["sizes"]) < 3, "the others went on without it"
+
+
+def test_the_others_went_on_while_it_slept_and_when_it_woke_up(found: dict[str, Any]) -> None:
+    outcome = found[MINUTE]
+    slept, ends = outcome["slept"], outcome["ends"]
+    assert slept["awake"] - slept["begun"] == 60
+    resumed = outcome["resumed_at"][0]
+    assert sum(resumed < end < slept["awake"] for end in ends) > 5, "groups while it slept"
+    assert sum(slept["awake"] < end for end in ends) > 5, "groups when it was awake, and could have spoken"
 
 
 def test_executors_whose_driver_is_frozen_end_their_ranks_and_go_on_with_it(found: dict[str, Any]) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from chaos.checker import History, recomputed
-from chaos.stage import Scene, assert_ended, assert_kept, fault, play
+from chaos.stage import Scene, assert_ended, assert_kept, fault, play, strikes
 from cluster.test_elastic import master  # noqa: F401 - a fixture
 
 FOUR = "local-cluster[4,1,1024]"
@@ -18,12 +18,6 @@ LAYOUT = {"ranks": 4, "transport": "auto"}
 ELASTIC = {"ranks": (1, 4), "transport": "auto"}
 THREE = {"ranks": 3, "transport": "auto"}
 UP_TO_THREE = {"ranks": (1, 3), "transport": "auto"}
-
-
-def strikes(scene: Scene) -> int:
-    """How many faults must have struck."""
-    faults: int = sum(one.get("times", 1) for one in scene.get("faults", ()))
-    return faults + len(scene.get("shifts", ()))
 
 
 TWICE: dict[str, Scene] = {
@@ -41,6 +35,7 @@ TWICE: dict[str, Scene] = {
             fault("backward", 9, "kill_rank", ranks=(3,)),
             fault("collect", 1, "kill_rank", times=5, ranks=(0, 1, 2, 0, 1), apart_s=0.0),
         ],
+        "held_up_s": 25.0,  # by five more, of 5 s each
     },
 }  # fmt: skip
 BOTH: Scene = {"layout": ELASTIC, "executors": 4, "shifts": [(9, "kill_holders", True)]}

@@ -13,7 +13,10 @@ from typing import Any
 
 import pytest
 
+from chaos.on_small_disks import CRASH
+
 TESTS = Path(__file__).parents[1]
+NAMED_S = 5.0
 WHY_NOT = None
 if os.geteuid() != 0 or shutil.which("unshare") is None:
     WHY_NOT = "mounting needs root and util-linux (unshare)"
@@ -39,7 +42,7 @@ def play(home: Path, mount: str, what: str) -> dict[str, Any]:
     found: dict[str, Any] = json.loads((home / "found.json").read_text())
     said = (home / "log").read_text()
     assert "SIGBUS" not in said
-    assert not list(Path.cwd().glob("hs_err_pid*")), "a JVM has crashed"
+    assert not [path.read_text()[:4000] for path in home.glob(f"{CRASH}*")], "a JVM has crashed"
     assert found["executors"] == 2, "no executor has died"
     return found
 
@@ -48,6 +51,7 @@ def play(home: Path, mount: str, what: str) -> dict[str, Any]:
 def test_a_training_needs_no_room_in_dev_shm(tmp_path: Path, size: str) -> None:
     found = play(tmp_path, f"mount -t tmpfs -o size={size} tmpfs /dev/shm", "memory")
     assert len(found["losses"]) == 8
+    assert found["faults"] == [], "a rank that a signal ended would have been survived"
 
 
 def test_a_full_local_directory_is_named(tmp_path: Path) -> None:
@@ -56,3 +60,4 @@ def test_a_full_local_directory_is_named(tmp_path: Path) -> None:
     # Where the rows were written or, of a shuffle that Spark writes, by whom.
     assert re.search(rf"{tmp_path}|spark.local.dir of executor \d on \S+: ", found["error"]), found["error"]
     assert "spark.local.dir" in found["error"]
+    assert found["full_s"] < NAMED_S, "from the moment when there was no room"

@@ -63,7 +63,7 @@ def main(profile: Profile, home: Path) -> None:
     cached = spark.sparkContext.parallelize([b"for members only"] * 64, 2).persist(StorageLevel.MEMORY_ONLY)
     cached.count()
     told = {
-        "bridges": DriverSide(spark.sparkContext).bridges(),
+        "bridges": DriverSide(spark.sparkContext).told(),
         "app": spark.sparkContext.applicationId,
         "block": f"rdd_{cached.id()}",
         "secrets": [value for name, value in conf.items() if name.endswith(("secret", "Password"))],

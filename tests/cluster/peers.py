@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-import re
 import signal
 import socket
 import struct
@@ -184,9 +183,7 @@ def kill_in_mid_group(
 
 def executor_pid(spark: SparkSession, started: dict[str, Any]) -> int:
     """The JVM of an executor, as its bridge has reported it."""
-    found = re.search(r"pid=(\d+)", DriverSide(spark.sparkContext).bridges()[started["executor"]])
-    assert found is not None
-    return int(found.group(1))
+    return int(DriverSide(spark.sparkContext).told()[started["executor"]]["pid"])
 
 
 def main(where: Path) -> None:

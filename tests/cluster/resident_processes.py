@@ -151,8 +151,7 @@ def play(scene: Scene, driver: DriverSide) -> dict[str, Any]:
     seen["resident killed"] = scene.group_during(lambda: os.kill(scene.residents[0]["pid"], signal.SIGKILL))
     scene.settle()
     seen["after resident"] = scene.group()
-    told = driver.bridges()[scene.residents[1]["executor"]]
-    executor_pid = int(dict(part.split("=", 1) for part in told.split())["pid"])
+    executor_pid = int(driver.told()[scene.residents[1]["executor"]]["pid"])
     seen["executor killed"] = scene.group_during(lambda: os.kill(executor_pid, signal.SIGKILL))
     scene.settle()
     seen["after executor"] = scene.group()

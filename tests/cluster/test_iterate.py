@@ -16,6 +16,7 @@ import pytest
 from pyspark import cloudpickle
 from pyspark.sql import SparkSession
 
+from chaos.inventory import everybody
 from cluster.trainings import put_away_once
 from mizzle.config import RunConfig
 from mizzle.errors import (
@@ -110,23 +111,11 @@ def pids(ctx: StepContext, _batch: object) -> None:
     ctx.state = [*ctx.state, os.getpid()]
 
 
-def residents() -> set[int]:
-    """The resident processes on this machine."""
-    found = set()
-    for entry in Path("/proc").iterdir():
-        try:
-            if entry.name.isdigit() and b"mizzle.spark.resident" in (entry / "cmdline").read_bytes():
-                found.add(int(entry.name))
-        except OSError:
-            continue  # it has ended
-    return found
-
-
 def test_a_rank_keeps_its_process_through_a_run_and_the_next_run_finds_it(spark_local: SparkSession) -> None:
     how: dict[str, Any] = {"iterations": 6, "group_size": 2, "ranks": 2, "spark": spark_local}
     how |= {"state": [], "finish": final_state}
     first = iterate(None, pids, **how)
-    there = residents()
+    there = {one.pid for one in everybody() if one.is_resident}
     second = iterate(None, pids, **how)
     for result in (first, second):
         assert all(len(set(value)) == 1 for value in result.values)

@@ -35,11 +35,6 @@ from mizzle.spark.security import ENCRYPT
 TESTS = Path(__file__).parents[1]
 
 
-def told(line: str) -> dict[str, str]:
-    """What a bridge says of itself."""
-    return dict(part.split("=", 1) for part in line.split())
-
-
 @dataclass
 class Fort:
     """A running application under a profile.
@@ -56,7 +51,7 @@ class Fort:
 
     def bridges(self) -> list[dict[str, str]]:
         """What the bridges say of themselves."""
-        return [told(line) for line in self.told["bridges"].values()]
+        return list(self.told["bridges"].values())
 
     def sockets(self) -> list[tuple[str, bytes]]:
         """Sockets and tokens of the executors' bridges, as this user may read them."""
@@ -111,8 +106,7 @@ def test_by_default_a_stranger_reads_forges_and_has_classes_made(spark_local: Sp
     context = spark_local.sparkContext
     cached = context.parallelize([b"for members only"] * 64, 2).persist(StorageLevel.MEMORY_ONLY)
     cached.count()
-    (line,) = DriverSide(context).bridges().values()
-    where = told(line)
+    (where,) = DriverSide(context).told().values()
     loot = rob(
         where["listens"], int(where["port"]), app=context.applicationId, block=f"rdd_{cached.id()}_0",
         metadata=storage_level(spark_local), upload="test_forged",

@@ -254,8 +254,7 @@ def _send(pid: int, number: signal.Signals) -> None:
 
 def _executor_pids(spark: SparkSession) -> list[int]:
     """Of this application: their bridges told them."""
-    told = DriverSide(spark.sparkContext).bridges().values()
-    return [int(dict(part.split("=", 1) for part in one.split())["pid"]) for one in told]
+    return [int(one["pid"]) for one in DriverSide(spark.sparkContext).told().values()]
 
 
 def _resident_pids(spark: SparkSession) -> list[int]:

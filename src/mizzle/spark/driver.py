@@ -52,16 +52,25 @@ class DriverSide:
         lines = [str(line) for line in self._side.bridges()]
         return dict(line.split("\t", 1) for line in lines)
 
+    def told(self) -> dict[str, dict[str, str]]:
+        """What every bridge of `bridges` says of itself, by executor id and name.
+
+        The names are "host" and "port" of the block manager, "pid" of the JVM, "host_id" and "listens".
+        """
+        return {
+            executor: dict(part.split("=", 1) for part in line.split()) for executor, line in self.bridges().items()
+        }
+
     def hosts(self) -> dict[str, str]:
         """Spark's name of the host of every executor that ranks may be in, by executor id."""
-        return {executor: _told(line)["host"] for executor, line in self.bridges().items()}
+        return {executor: one["host"] for executor, one in self.told().items()}
 
     def listens(self) -> list[str]:
         """Addresses that block managers listen on: the driver's, and those of the executors that have reported.
 
         Empty where one of them cannot tell.
         """
-        told = [_told(line).get("listens", "") for line in self.bridges().values()]
+        told = [one.get("listens", "") for one in self.told().values()]
         by_process = [list(map(str, self._side.exposure().addresses())), *(one.split(",") for one in told)]
         found = [address for of_one in by_process for address in of_one or [""]]
         return found if all(found) else []
@@ -93,11 +102,6 @@ class DriverSide:
     def messages(self) -> int:
         """How many questions the bridges have asked the driver so far."""
         return int(self._side.messages())
-
-
-def _told(line: str) -> dict[str, str]:
-    """What a bridge has said of itself, by name."""
-    return dict(part.split("=", 1) for part in line.split())
 
 
 def task_slots(context: SparkContext) -> int:
