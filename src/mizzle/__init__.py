@@ -26,21 +26,29 @@ if TYPE_CHECKING:
     from mizzle.spark.worker import RankContext as RankContext
     from mizzle.training.clipping import ClipByNorm as ClipByNorm
     from mizzle.training.clipping import ClipByValue as ClipByValue
+    from mizzle.training.history import CheckpointRecord as CheckpointRecord
+    from mizzle.training.history import FaultRecord as FaultRecord
     from mizzle.training.history import GroupRecord as GroupRecord
+    from mizzle.training.history import StragglerRecord as StragglerRecord
+    from mizzle.training.history import TrainingHistory as TrainingHistory
     from mizzle.training.stopping import EarlyStopping as EarlyStopping
 
 _HOMES = {
     "Boundary": "mizzle.spark.iterate",
+    "CheckpointRecord": "mizzle.training.history",
     "Checkpoints": "mizzle.config",
     "ClipByNorm": "mizzle.training.clipping",
     "ClipByValue": "mizzle.training.clipping",
     "EarlyStopping": "mizzle.training.stopping",
+    "FaultRecord": "mizzle.training.history",
     "GroupRecord": "mizzle.training.history",
     "IterationResult": "mizzle.spark.iterate",
     "RankContext": "mizzle.spark.worker",
     "RunConfig": "mizzle.config",
     "StepContext": "mizzle.spark.step",
+    "StragglerRecord": "mizzle.training.history",
     "Trainer": "mizzle.spark.trainer",
+    "TrainingHistory": "mizzle.training.history",
     "TrainingResult": "mizzle.spark.trainer",
     "all_reduce": "mizzle.spark.all_reduce",
     "iterate": "mizzle.spark.iterate",

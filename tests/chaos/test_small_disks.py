@@ -16,7 +16,8 @@ import pytest
 from chaos.on_small_disks import CRASH
 
 TESTS = Path(__file__).parents[1]
-NAMED_S = 5.0
+NAMED_S = 15.0
+"""It should take 5 s, and takes 3 on an idle machine; tests share theirs with whatever else runs there."""
 WHY_NOT = None
 if os.geteuid() != 0 or shutil.which("unshare") is None:
     WHY_NOT = "mounting needs root and util-linux (unshare)"

@@ -122,12 +122,25 @@ def fixed_name() -> str:
 
 def test_lost_shards_are_written_again_alone_where_locate_says(spark_local: SparkSession) -> None:
     df = frame(spark_local, [9, 4])
-    before = {info.shard: Path(info.path).read_bytes() for info in shard(df, 4)}
+    first = shard(df, 4)
+    before = {info.shard: Path(info.path).read_bytes() for info in first}
     checked = check_dataframe(df, COLUMNS)
     with DriverSide(spark_local.sparkContext).run() as run:
         again = shard_dataframe(checked, run=run, num_shards=4, shards_of_rank=[[], [3, 1]], locate=fixed_name)
         assert [(info.shard, info.executor_id) for info in again] == [(1, "executor 17"), (3, "executor 17")]
         assert {info.shard: Path(info.path).read_bytes() for info in again} == {k: before[k] for k in (1, 3)}
+        assert [info.digest for info in again] == [first[1].digest, first[3].digest]
+
+
+def test_rows_in_another_order_have_another_digest_and_the_same_rows_the_same(spark_local: SparkSession) -> None:
+    df = spark_local.range(0, 60, 1, 3).selectExpr("array(cast(id as float)) as x", "cast(id % 3 as int) as y")
+    assert len({info.digest for info in shard(df, 4)}) == 4
+    assert [info.digest for info in shard(df, 4, 2)] == [info.digest for info in shard(df, 4)]
+    swapped = spark_local.range(0, 60, 1, 3).selectExpr(
+        "array(cast(CASE id WHEN 0 THEN 4 WHEN 4 THEN 0 ELSE id END as float)) as x", "cast(id % 3 as int) as y"
+    )
+    differ = [one.digest != other.digest for one, other in zip(shard(df, 4), shard(swapped, 4), strict=True)]
+    assert differ == [True, False, False, False]
 
 
 def test_files_of_several_chunks_keep_the_order_of_rows(spark_local: SparkSession) -> None:

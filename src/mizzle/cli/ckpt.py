@@ -61,7 +61,10 @@ def list_(path: StorePath, json: JsonFile = None) -> None:
     store = CheckpointStore(path)
     rows = [_row(store, one, verify=False) for one in store.listed()]
     write_json(json, [asdict(row) for row in rows])
-    Console().print(table(rows, store.path))
+    if rows:
+        Console().print(table(rows, store.path))
+    else:
+        Console().print(f"There is no checkpoint in {store.path}.", highlight=False)
 
 
 @ckpt.command()

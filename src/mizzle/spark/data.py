@@ -7,6 +7,8 @@ one ordinary shuffle: never through the driver, never pickled; no partition or s
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
@@ -46,7 +48,9 @@ BUFFER_BYTES = 32 * 1024 * 1024
 _REPORT_SHARD = -1
 """Stands in the shard's place in the row by which a dealing task reports how many rows it dealt."""
 _DEALT = "rank int, shard int, partition int, chunk int, rows bigint, payload binary"
-_WRITTEN = "shard int, partition int, rows bigint, bytes bigint, path string, executor string, host string"
+_WRITTEN = (
+    "shard int, partition int, rows bigint, bytes bigint, path string, executor string, host string, digests binary"
+)
 _TYPES = {"int": pa.int32(), "bigint": pa.int64(), "string": pa.string(), "binary": pa.binary()}
 
 
@@ -61,6 +65,7 @@ class ShardInfo:
         path: the file, on the executor's host.
         executor_id: what ``locate`` returned there.
         host: that machine's name.
+        digest: of its rows in their order: equal for what was dealt from equal rows, whichever shards were dealt.
     """
 
     shard: int
@@ -69,6 +74,7 @@ class ShardInfo:
     path: str
     executor_id: str
     host: str
+    digest: str
 
 
 def executor_directory() -> str:
@@ -129,11 +135,23 @@ def shard_dataframe(
 
 def _infos(rows: Iterable[Any]) -> list[ShardInfo]:
     """By shard number."""
+    digests: dict[int, list[tuple[int, str]]] = {}
+    for row in rows:
+        for shard, digest in json.loads(row["digests"] or b"{}").items():
+            digests.setdefault(int(shard), []).append((row["partition"], digest))
     infos = [
-        ShardInfo(row["shard"], row["rows"], row["bytes"], row["path"], row["executor"], row["host"])
+        ShardInfo(
+            row["shard"], row["rows"], row["bytes"], row["path"], row["executor"], row["host"],
+            _digest(json.dumps(sorted(digests.get(row["shard"], []))).encode()).hexdigest(),
+        )
         for row in rows if row["shard"] != _REPORT_SHARD
     ]  # fmt: skip
     return sorted(infos, key=lambda info: info.shard)
+
+
+def _digest(content: bytes = b"") -> hashlib.blake2b:
+    """What tells rows apart; no protection against anybody."""
+    return hashlib.blake2b(content, digest_size=16)
 
 
 @contextmanager
@@ -241,7 +259,7 @@ class DealPartition:
                 yield from hands.empty()
         yield from hands.empty()
         anyone = next(iter(self.rank_of.values()))
-        yield _table(_DEALT, [(anyone, _REPORT_SHARD, partition, 0, row - start, b"")])
+        yield _table(_DEALT, [(anyone, _REPORT_SHARD, partition, 0, row - start, hands.digests())])
 
     def usable(self, batch: pa.RecordBatch) -> pa.RecordBatch:
         """The good rows, with arrays of fixed length and class labels as integers."""
@@ -274,6 +292,11 @@ class _Hands:
     num_bytes: int = 0
     _waiting: dict[int, list[pa.RecordBatch]] = field(default_factory=dict)
     _chunks: dict[int, int] = field(default_factory=dict)
+    _digests: dict[int, hashlib.blake2b] = field(default_factory=dict)
+
+    def digests(self) -> bytes:
+        """Of the rows that each shard was dealt from the partition, which depend on nothing else."""
+        return json.dumps({shard: digest.hexdigest() for shard, digest in self._digests.items()}).encode()
 
     def add(self, shard: int, rows: pa.RecordBatch, take: npt.NDArray[np.int64]) -> None:
         """Hold some of the rows for a shard."""
@@ -281,6 +304,8 @@ class _Hands:
             mine = rows.take(pa.array(take))
             self._waiting.setdefault(shard, []).append(mine)
             self.num_bytes += mine.nbytes
+            # Before they become chunks: where these are cut depends on what else is dealt.
+            self._digests.setdefault(shard, _digest()).update(mine.serialize())
 
     def empty(self) -> Iterator[pa.RecordBatch]:
         """All that is held, as chunks of about ``chunk_bytes``."""
@@ -328,14 +353,14 @@ class WriteShards:
                         batch.column(name)[at].as_py() for name in ("shard", "partition", "chunk", "rows")
                     )
                     if shard == _REPORT_SHARD:
-                        out.append((shard, partition, rows, 0, "", "", ""))
+                        out.append((shard, partition, rows, 0, "", "", "", batch.column("payload")[at].as_py()))
                         continue
                     with pa.ipc.open_stream(batch.column("payload")[at].as_buffer()) as stream:
                         if shard not in writers:
                             path = _run_directory(self.run, shard) / f"{self.name}-{shard:05d}.arrow"
                             writers[shard] = stack.enter_context(ShardWriter(path, stream.schema))
                         writers[shard].write(stream.read_next_batch(), partition=partition, chunk=chunk)
-            out += [(s, -1, w.num_rows, w.close(), str(w.path), *here) for s, w in sorted(writers.items())]
+            out += [(s, -1, w.num_rows, w.close(), str(w.path), *here, b"") for s, w in sorted(writers.items())]
         yield _table(_WRITTEN, out)
 
 

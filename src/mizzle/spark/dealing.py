@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 
 from pyspark import SparkContext
@@ -120,10 +120,11 @@ class Dealing:
         for number, (name, files) in enumerate(self._files.items()):
             # Only the first are trained on, where their rank is; others may lie on any executor that lives.
             moving = {
-                shard: to for shard, to in wanted.items()
+                shard for shard, to in wanted.items()
                 if (files[shard].executor_id != to if number == 0 else files[shard].executor_id not in hosts)
             }  # fmt: skip
-            self._move(name, moving, hosts, self._timeout_s if is_needed else min(_OPTIONAL_S, self._timeout_s))
+            within_s = self._timeout_s if is_needed else min(_OPTIONAL_S, self._timeout_s)
+            self._move(name, moving, wanted, hosts, within_s)
         self._seats = seats
         return self._staff()
 
@@ -160,21 +161,41 @@ class Dealing:
             if executor in seated or executor not in self._avoided or self._avoided[executor].passed
         }  # fmt: skip
 
-    def _move(self, name: str, moving: Mapping[int, str], hosts: Mapping[str, str], within_s: float) -> None:
-        """Deal some shards again, to given executors."""
+    def _move(
+        self, name: str, moving: Collection[int], wanted: Mapping[int, str], hosts: Mapping[str, str], within_s: float
+    ) -> None:
+        """Deal some shards again, to the executors where they are wanted; all, where their rows are not as before."""
         retries = Retries(within_s)
-        left = dict(moving)
+        left = {shard: wanted[shard] for shard in moving}
         while left:
             lost = next((shard for shard, to in left.items() if to not in self._driver.hosts()), None)
             if lost is not None:
                 raise PeerLost(-1, f"executor {left[lost]} is gone before shard {lost} was dealt to it")
             executors = sorted(set(left.values()))
             shards = [sorted(shard for shard, to in left.items() if to == executor) for executor in executors]
+            before = self._files[name]
             self._deal(name, shards, [(hosts[executor], executor) for executor in executors])
+            if self._differ(name, before):
+                # Some rows would be in two shards, and others in none.
+                self._files[name], left = {}, dict(wanted)
+                continue
             left = {shard: to for shard, to in left.items() if self._files[name][shard].executor_id != to}
             if left:
                 self._avoided.update(dict.fromkeys(left.values(), Deadline.after(_AVOIDED_S)))
                 retries.pause_or_raise(Misplaced(f"shards {sorted(left)} were dealt to other executors than wanted"))
+
+    def _differ(self, name: str, before: Mapping[int, ShardInfo]) -> bool:
+        """Whether shards that were dealt again have other rows than before."""
+        now = self._files[name]
+        found = sorted(shard for shard, info in before.items() if now[shard].digest != info.digest)
+        if found:
+            _log.warning(
+                "run=%s the DataFrame gives other rows than before, or in another order (shards %s): all of them are "
+                "dealt anew, and the result is not that of a run without the fault. Write what shuffles, or comes out "
+                "of cache(), to storage first, and read it from there",
+                self._run[:4], ", ".join(map(str, found[:9])),
+            )  # fmt: skip
+        return bool(found)
 
     def _deal(
         self, name: str, shards: Sequence[Sequence[int]], locations: Sequence[tuple[str, str]] | None = None
@@ -183,7 +204,7 @@ class Dealing:
             self._frames[name], run=self._run, num_shards=self._num_shards, shards_of_rank=shards,
             locate=here, name=name, locations=locations,
         )  # fmt: skip
-        self._files[name].update({info.shard: info for info in infos})
+        self._files[name] = self._files[name] | {info.shard: info for info in infos}
 
     def _staff(self) -> Staff:
         paths = {name: {shard: info.path for shard, info in files.items()} for name, files in self._files.items()}

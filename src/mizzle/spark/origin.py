@@ -72,8 +72,14 @@ def open_store(config: Checkpoints, resume: Literal["never", "auto"]) -> Checkpo
             f"{store.path} holds checkpoints already: go on from them with fit(..., resume='auto'), or give this "
             "training a folder of its own"
         )
-    store.sweep()
-    store.probe()
+    try:
+        store.sweep()
+        store.probe()
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"no checkpoint can be written in {store.path} ({error}): give Checkpoints(path=...) a folder that "
+            "driver and executors may write to"
+        ) from error
     return store
 
 

@@ -58,6 +58,12 @@ def _beside(work: Callable[[], T]) -> Future[T]:
     return done
 
 
+def _more_state(optimizer: torch.optim.Optimizer) -> str:
+    """Options with which it keeps more: it cannot go on with what it kept without them."""
+    names = ["amsgrad", "centered", *(["momentum"] if isinstance(optimizer, torch.optim.RMSprop) else [])]
+    return "".join(f", {name}" for name in names if any(group.get(name) for group in optimizer.param_groups))
+
+
 @dataclass(slots=True)
 class _Save:
     """One checkpoint under way."""
@@ -100,7 +106,7 @@ class Saving:
         optimizer = probe(spec.optimizer, flat)
         self._trained = {
             "optimizer": f"{type(optimizer).__module__}.{type(optimizer).__qualname__}, "
-            f"{'sharded' if is_elementwise(optimizer) else 'whole'}",
+            f"{'sharded' if is_elementwise(optimizer) else 'whole'}{_more_state(optimizer)}",
             "model": flat.signature(), "rows": spec.num_rows, "shards": spec.num_shards,
             "global_batch_size": spec.global_batch_size, "seed": spec.seed,
         }  # fmt: skip
@@ -320,11 +326,23 @@ class Saving:
         elif hashlib.sha256(self._frozen.to_bytes()).hexdigest() != manifest.frozen.sha256:
             raise CheckpointError("parameters that are not trained have other values there than in this run")
 
+    def _other_model(self, manifest: Manifest) -> str:
+        """What is another in the model, as far as names and shapes tell."""
+        there = {one.name: one.shape for one in manifest.parameters}
+        here = {one.name: one.shape for one in self._parameters}
+        names = sorted(name for name in there.keys() | here.keys() if there.get(name) != here.get(name))
+        if not names:
+            return "the model has other parameter groups or dtypes, or trains others of its parameters"
+        return "; ".join(
+            f"parameter {name!r} {'of shape ' + str(there[name]) if name in there else 'not'} there, "
+            f"{'of shape ' + str(here[name]) if name in here else 'not'} here" for name in names[:3]
+        )  # fmt: skip
+
     def _check_same(self, checkpoint: str, manifest: Manifest) -> None:
         kept = manifest.training
         differ = [
-            f"{name} {kept[name]!r} there, {mine!r} here" for name, mine in self._trained.items()
-            if name in kept and kept[name] != mine
+            self._other_model(manifest) if name == "model" else f"{name} {kept[name]!r} there, {mine!r} here"
+            for name, mine in self._trained.items() if name in kept and kept[name] != mine
         ]  # fmt: skip
         if not differ and (others := set(manifest.parameters) ^ set(self._parameters)):
             names = sorted({one.name for one in others})

@@ -28,7 +28,7 @@ def note_stragglers(
         if history.note_straggler(record):
             _log.warning(
                 "run=%s rank=%d executor=%s host=%s iteration=%d: computes %.1f times as long per shard as the median "
-                "of the ranks, and all wait for it: look at other load, cores and throttling there, or give "
-                "stragglers='drop'",
+                "of the ranks: look at other load, cores and throttling there; all wait for it, or lose its rows where "
+                "stragglers='drop' is given",
                 run[:4], one.rank, executor, host, one.since, one.factor,
             )  # fmt: skip

@@ -52,11 +52,12 @@ class TrainingResult:
 
     Attributes:
         model: the trained model, in eval mode, on the driver; a copy, the one given to the Trainer is untouched.
-        history: loss of every iteration, epochs, evaluations, groups, where the time went.
-        report: how it was run: ranks, shards, rows, iterations, groups, group size, transport, whether it was stopped
-            early, iterations that were done before, checkpoints written, faults survived, slow executors, rows dropped,
-            wall seconds, the share of the exchange that was hidden behind compute, and the memory in bytes, by purpose,
-            of the rank that held most, beside the activations of its model.
+        history: a `mizzle.TrainingHistory`: loss of every iteration, those that were skipped, epochs, evaluations,
+            groups, faults, slow executors, dropped rows, checkpoints, where the time went.
+        report: how it was run: ranks at the start, shards, rows, iterations, groups, group size, transport, whether it
+            was stopped early, iterations that were done before, checkpoints written, faults survived, slow executors,
+            rows dropped, wall seconds, the share of the exchange that was hidden behind compute, and the memory in
+            bytes, by purpose, of the rank that held most, beside the activations of its model.
     """
 
     model: torch.nn.Module
@@ -98,7 +99,8 @@ class Trainer:
         not_finite: "raise" on a NaN or infinite loss or gradient, or "skip" that update.
         stragglers: "wait" for slow ranks, or "drop" what a rank has not computed when it has taken twice the ranks'
             median: then the mean is over the rows that arrived, and the result depends on timing. Rows on an executor
-            that is always slow count seldom or never; ``history.dropped`` says how many were lost. No ``overlap``.
+            that is always slow count seldom or never; ``history.dropped`` says how many were lost. No ``overlap``. A
+            rank gives up between modules and gradients: a single call that takes long is waited for, and lost as well.
         wire: element type of gradients between hosts: "fp32", "bf16" or "fp16"; sums are fp32 always. Ranks of one host
             read each other's fp32 gradients, so there it changes nothing. With "fp16" a gradient times its rows must
             stay below 65504 on any cluster; prefer "bf16".

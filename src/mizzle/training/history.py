@@ -151,8 +151,8 @@ class FaultRecord:
         boundary: iterations done at the boundary that the run went on from.
         cause: what was seen first.
         ranks: that went on.
-        noticed_at: when the driver knew of it, seconds since the epoch.
-        resumed_at: when the first group after it was done.
+        noticed_at: when the driver knew of it, seconds since the epoch (1970).
+        resumed_at: when the first group after it was done, likewise: the run was held up from the one to the other.
     """
 
     boundary: int

@@ -22,6 +22,9 @@ class Cluster:
         alive: by executor, its host.
         busy: those whose slots others have.
         before_deal: called before rows are dealt.
+        dealt: names of what was dealt, a job each.
+        order: in which rows come.
+        first: where shards go, by rank, as long as nobody says where.
     """
 
     def __init__(self, *executors: str) -> None:
@@ -29,6 +32,7 @@ class Cluster:
         self.busy: set[str] = set()
         self.before_deal: Callable[[], None] = lambda: None
         self.dealt: list[str] = []
+        self.order = 0
         self.first = list(executors)
 
     def hosts(self) -> dict[str, str]:
@@ -48,7 +52,7 @@ class Cluster:
         free = [executor for executor in self.alive if executor not in self.busy]
         at = [executor if executor in free else free[0] for executor in wanted]
         return [
-            ShardInfo(shard, 1, 1, f"/{name}/{shard}", at[rank], "host")
+            ShardInfo(shard, 1, 1, f"/{name}/{shard}", at[rank], "host", f"{shard} {self.order}")
             for rank, shards in enumerate(shards_of_rank) for shard in shards
         ]  # fmt: skip
 
@@ -147,3 +151,26 @@ def test_rows_of_validation_beside_no_rank_are_dealt_again_when_they_are_gone(ma
     assert staff.replace(at).executors == at
     assert cluster.dealt == ["held out"]
     assert not staff.wants(cluster.hosts())
+
+
+def test_where_rows_do_not_come_again_as_they_came_all_are_dealt_anew(
+    made: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    cluster, staff = made("1", "2", "3", least=2, most=2)
+    cluster.first = ["1", "2"]
+    at = staff.begin(TWO).executors
+    del cluster.alive["2"]
+    cluster.order = 1
+    assert set(staff.replace(at).executors) == {"1", "3"}
+    assert len(cluster.dealt) == 3, "once for all, then for what was lost, then for all again"
+    assert {info.digest for info in staff._files["train"].values()} == {f"{shard} 1" for shard in range(4)}
+    assert "in another order (shards 2, 3): all of them are dealt anew" in caplog.text
+
+
+def test_where_they_do_only_those_that_were_lost_are_dealt_again(made: Made) -> None:
+    cluster, staff = made("1", "2", "3", least=2, most=2)
+    cluster.first = ["1", "2"]
+    at = staff.begin(TWO).executors
+    del cluster.alive["2"]
+    staff.replace(at)
+    assert len(cluster.dealt) == 2

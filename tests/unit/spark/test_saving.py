@@ -291,6 +291,24 @@ def test_the_same_optimizer_may_have_other_hyper_parameters(tmp_path: Path) -> N
     assert saving(tmp_path, spec=spec).newest() is not None
 
 
+def test_an_option_with_which_the_optimizer_keeps_more_is_refused_by_name(tmp_path: Path) -> None:
+    plain = replace(SPEC, optimizer=torch.optim.AdamW)
+    save(saving(tmp_path, spec=plain), 5)
+    more = replace(SPEC, optimizer=lambda groups: torch.optim.AdamW(groups, amsgrad=True))
+    with pytest.raises(ConfigError, match=r"AdamW, sharded' there, '.*AdamW, sharded, amsgrad' here"):
+        saving(tmp_path, spec=more).newest()
+
+
+def test_another_model_is_named_by_what_differs(tmp_path: Path) -> None:
+    save(saving(tmp_path), 5)
+    other = model_with(FIXED)
+    other[0] = nn.Linear(4, 3)
+    with pytest.raises(
+        ConfigError, match=r"parameter '0.bias' of shape \(2,\) there, of shape \(3,\) here; .*Make them"
+    ):
+        saving(tmp_path, other).newest()
+
+
 def test_what_was_given_up_is_removed_before_the_next_one_begins(tmp_path: Path) -> None:
     one = saving(tmp_path)
     for iteration in (5, 10, 15, 20):
