@@ -21,7 +21,8 @@ _MOST_LATE, _LATE_S = 2, 60.0
 """Deadlines that passed without anybody being lost: who hangs in code of the user's will hang again. Where nobody does,
 they must pass for so long, too: a network may be whole again, and two short ones are soon over."""
 _MOST, _BROKEN_S = 10, 120.0
-"""Faults of any kind. Where connections broke and nobody ended, they must go on for so long: a try takes a second."""
+"""Faults of any kind. Where connections broke and nobody ended, they must go on for so long, and so must deadlines that
+pass in between: a try takes seconds."""
 _VERDICT_S = 3.0
 """How long Spark may take to find out that an executor is gone whose connections have closed."""
 _LOOK_AGAIN_S = 0.02
@@ -60,7 +61,7 @@ class Faults:
         self._run = run
         self._named: Counter[int] = Counter()
         self._late, self._late_since = 0, 0.0
-        self._first_at = 0.0
+        self._first_at, self._is_breaking = 0.0, False
         self._noticed: tuple[str, float] | None = None
 
     def notice(self, cause: str) -> None:
@@ -90,11 +91,18 @@ class Faults:
             self._late += 1
         again = rank >= 0 and self._named[rank] >= _MOST_OF_ONE
         late = self._late >= _MOST_LATE and (hangs or time.monotonic() - self._late_since >= _LATE_S)
-        broken = isinstance(error, PeerLost) and not ended
-        many = self._named.total() >= _MOST and not (broken and time.monotonic() - self._first_at < _BROKEN_S)
-        if again or late or many:
+        many = self._named.total() >= _MOST
+        may_heal = self._may_heal(error, ended=ended)
+        if again or ((late or many) and not may_heal):
             error.add_note(f"it was tried {self._named.total()} times from the same boundary")
             raise error
+
+    def _may_heal(self, error: Recoverable, *, ended: bool) -> bool:
+        """Whether it is a network's doing that breaks connections, and has not done so for long."""
+        broken = isinstance(error, PeerLost) and not ended
+        self._is_breaking |= broken
+        is_networks = broken or (self._is_breaking and isinstance(error, CollectiveTimeout))
+        return is_networks and time.monotonic() - self._first_at < _BROKEN_S
 
     def over(self, boundary: int, ranks: int) -> None:
         """What was ordered is done, by that many ranks."""
@@ -106,7 +114,7 @@ class Faults:
     def forget(self) -> None:
         """There is a new boundary."""
         self._named.clear()
-        self._late = 0
+        self._late, self._is_breaking = 0, False
 
 
 class Retries:

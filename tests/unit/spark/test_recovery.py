@@ -76,6 +76,18 @@ def test_two_minutes_of_breaking_connections_begin_behind_the_last_boundary(monk
         faults.forget()
 
 
+def test_deadlines_that_pass_while_connections_break_are_the_networks_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("mizzle.spark.recovery.time.monotonic", lambda: now)
+    faults = Faults("r" * 32)
+    faults.count(PeerLost(2, "the connection closed"), ended=False)
+    for _ in range(20):
+        faults.count(CollectiveTimeout("late"))
+    now += 121
+    with pytest.raises(CollectiveTimeout):
+        faults.count(CollectiveTimeout("late"))
+
+
 def test_broken_connections_excuse_nothing_else() -> None:
     faults = Faults("r" * 32)
     for _ in range(20):
