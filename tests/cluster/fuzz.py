@@ -132,7 +132,7 @@ class Fuzzer:
         header = Header(block, DType.RAW, 4, 0).pack()
         whole = Writer().number("BIQQ", 1, 0, 0, 64)
         yield Request.HELLO, Writer().number("H", PROTOCOL_VERSION).raw(bytes(32))
-        yield Request.CLAIM, Writer().text(self._run).number("i", 0)
+        yield Request.CLAIM, Writer().text(self._run).number("ii", 0, -1)
         yield Request.REGION, Writer().text("r").text("/proc/1/fd/3").number("Q", 64)
         yield Request.JOIN, Writer().number("IQHiI", self._generation, 0, 1, -1, 5).text("/x").number("H", 0)
         yield Request.PUT, Writer().raw(header).blob(b"meta").number("B", 0).number("HH", 1, 0)

@@ -285,7 +285,7 @@ def test_what_is_not_legal_now_is_refused_by_name_and_the_session_goes_on(bridge
     assert "join a group first" in refused(client, Request.DROP, Writer().number("QH", 0, 0))
     client.close()
     (one,) = ranks(1)
-    assert "leave the group first" in refused(one.client, Request.CLAIM, Writer().text(RUN).number("i", 0))
+    assert "leave the group first" in refused(one.client, Request.CLAIM, Writer().text(RUN).number("ii", 0, -1))
     body = Writer().raw(bytes(64)).blob(b"").number("B", 0).number("H", 0)
     assert "another run" in refused(one.client, Request.PUT, body)
     assert one.client.counters()["refused"] >= 0
@@ -323,7 +323,7 @@ def test_thousands_of_garbage_frames_harm_neither_the_bridge_nor_other_sessions(
     sent = 0
     for _ in range(300):
         with connect(bridge) as raw:
-            raw.sendall(hello(bridge) + Writer().text("f" * 32).number("i", -1).frame(Request.CLAIM, 2))
+            raw.sendall(hello(bridge) + Writer().text("f" * 32).number("ii", -1, -1).frame(Request.CLAIM, 2))
             for _ in range(10):
                 kind = dice.choice([*kinds, dice.randrange(256)])
                 body = dice.randbytes(dice.choice([0, 1, 4, 9, 64, 90, 300]))

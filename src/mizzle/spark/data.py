@@ -49,7 +49,7 @@ _REPORT_SHARD = -1
 """Stands in the shard's place in the row by which a dealing task reports how many rows it dealt."""
 _DEALT = "rank int, shard int, partition int, chunk int, rows bigint, payload binary"
 _WRITTEN = (
-    "shard int, partition int, rows bigint, bytes bigint, path string, executor string, host string, digests binary"
+    "shard int, partition int, rows bigint, bytes bigint, path string, executor string, host string, digests string"
 )
 _TYPES = {"int": pa.int32(), "bigint": pa.int64(), "string": pa.string(), "binary": pa.binary()}
 
@@ -137,7 +137,7 @@ def _infos(rows: Iterable[Any]) -> list[ShardInfo]:
     """By shard number."""
     digests: dict[int, list[tuple[int, str]]] = {}
     for row in rows:
-        for shard, digest in json.loads(row["digests"] or b"{}").items():
+        for shard, digest in json.loads(row["digests"] or "{}").items():
             digests.setdefault(int(shard), []).append((row["partition"], digest))
     infos = [
         ShardInfo(
@@ -353,14 +353,15 @@ class WriteShards:
                         batch.column(name)[at].as_py() for name in ("shard", "partition", "chunk", "rows")
                     )
                     if shard == _REPORT_SHARD:
-                        out.append((shard, partition, rows, 0, "", "", "", batch.column("payload")[at].as_py()))
+                        digests = batch.column("payload")[at].as_py().decode()
+                        out.append((shard, partition, rows, 0, "", "", "", digests))
                         continue
                     with pa.ipc.open_stream(batch.column("payload")[at].as_buffer()) as stream:
                         if shard not in writers:
                             path = _run_directory(self.run, shard) / f"{self.name}-{shard:05d}.arrow"
                             writers[shard] = stack.enter_context(ShardWriter(path, stream.schema))
                         writers[shard].write(stream.read_next_batch(), partition=partition, chunk=chunk)
-            out += [(s, -1, w.num_rows, w.close(), str(w.path), *here, b"") for s, w in sorted(writers.items())]
+            out += [(s, -1, w.num_rows, w.close(), str(w.path), *here, "") for s, w in sorted(writers.items())]
         yield _table(_WRITTEN, out)
 
 

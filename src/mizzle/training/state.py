@@ -24,8 +24,8 @@ _LENGTH = struct.Struct("<Q")
 # Spaces behind the header, as the format allows: a counter that gains a digit does not make a state longer, so that
 # the region of one boundary serves the next. It also puts the tensors at the beginning of a page.
 _HEADER_UNIT = 4096
-# Each is looked at in a list of pairs before there is an object. A tensor has 4: enough for 20 000 tensors.
-_MAX_NAMES = 90_000
+# Each is looked at in a list of pairs before there is an object. A tensor has 4: enough for 14 000 tensors.
+_MAX_NAMES = 60_000
 _MAX_DIMS = 64  # torch's own limit
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,

@@ -82,7 +82,7 @@ def test_more_tensors_than_would_be_read_again_are_not_written() -> None:
     nothing = torch.empty(0)
     with pytest.raises(ModelError, match=r"has 30000 tensors; their description has .* are not read"):
         PackedState({str(at): nothing for at in range(30_000)}, {})
-    assert len(unpack_state(pack_state({str(at): nothing for at in range(20_000)}, {}))[0]) == 20_000
+    assert len(unpack_state(pack_state({str(at): nothing for at in range(14_000)}, {}))[0]) == 14_000
 
 
 def forged(entries: object, data: bytes = bytes(8)) -> bytes:
