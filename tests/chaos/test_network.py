@@ -107,4 +107,4 @@ def test_where_connections_break_all_the_time_there_are_the_same_bits_or_an_end_
     if "error" in outcome:
         assert outcome["error"].startswith(("PeerLost: ", "CollectiveTimeout: ")), outcome["trace"]
     else:
-        assert (outcome["losses"], outcome["model"]) == (nothing["losses"], nothing["model"])
+        assert complaints(History.of(outcome["history"]), History.of(nothing["history"])) == []
