@@ -104,7 +104,7 @@ PYTHON = [
         "a state counts for its boundary only", "spark/boundary.py",
         'return (label["iteration"], label["generation"]) == (self._since.iteration, self._since.generation)',
         'return label["iteration"] == self._since.iteration',
-        _MODEL,
+        "tests/unit/spark/test_boundary.py::test_a_state_of_the_same_iteration_but_another_generation_is_not_used",
     ),
     Guard(
         "a boundary is for all, in the model", "spark/boundary.py",

@@ -115,7 +115,7 @@ def bench_recovery(
         seen: list[_Seen] = []
         for seed in range(_TRIES * plan.repeats):
             report(f"{fault}: {len(seen) + 1} of {plan.repeats}")
-            _await_executors(spark, plan.workers)
+            await_executors(spark, plan.workers)
             with _striking(spark, fault, seed=seed) as struck_at:
                 result = _fit(frame, plan, spare=fault == "executor_kill_spare")
             if result.history.faults:  # otherwise it was over too soon, or a process was struck that was idle
@@ -236,7 +236,7 @@ class _Striker(logging.Handler):
             _send(self._stopped, signal.SIGCONT)
 
     def _strike(self) -> None:
-        victim = self._chance.choice(_executor_pids(self._spark))
+        victim = self._chance.choice(executor_pids(self._spark))
         if self._fault == "rank_kill":
             victim = self._chance.choice(_resident_pids(self._spark))
         self._struck.append(time.time())
@@ -252,7 +252,7 @@ def _send(pid: int, number: signal.Signals) -> None:
         os.kill(pid, number)
 
 
-def _executor_pids(spark: SparkSession) -> list[int]:
+def executor_pids(spark: SparkSession) -> list[int]:
     """Of this application: their bridges told them."""
     return [int(one["pid"]) for one in DriverSide(spark.sparkContext).told().values()]
 
@@ -272,7 +272,7 @@ def _resident_pids(spark: SparkSession) -> list[int]:
     return [pid for pid, parent in found.items() if parent not in found]  # standbys are children
 
 
-def _await_executors(spark: SparkSession, count: int) -> None:
+def await_executors(spark: SparkSession, count: int) -> None:
     """Until Spark has replaced those that died."""
     driver, paused = DriverSide(spark.sparkContext), threading.Event()
     deadline = Deadline.after(_REPLACED_S)

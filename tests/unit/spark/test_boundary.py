@@ -30,15 +30,15 @@ def arenas() -> list[KeptArena]:
     return kept
 
 
-def taken_up(arenas: list[KeptArena]) -> list[bytes]:
-    """What each rank of the next generation finds of its own."""
+def taken_up(arenas: list[KeptArena], kept_by: int = 0) -> list[bytes]:
+    """What each rank of the next generation finds of its own, where that generation's boundary counts."""
 
     def collect(store: BlockStore) -> bytes:
-        mine, between = keeper(store, arenas[store.rank], Committed(4, 0, SIZE))
+        mine, between = keeper(store, arenas[store.rank], Committed(4, kept_by, SIZE))
         (found,) = mine.collect([[rank] for rank in range(SIZE)], lambda _of, _raw, _taker: None, between)
         return bytes(found)
 
-    return run_ranks(SIZE, collect, stores=memory_stores(SIZE, generation=1))
+    return run_ranks(SIZE, collect, stores=memory_stores(SIZE, generation=kept_by + 1))
 
 
 def flip(arena: KeptArena, name: str, bit: int) -> None:
@@ -48,6 +48,11 @@ def flip(arena: KeptArena, name: str, bit: int) -> None:
 def test_what_was_kept_is_found(arenas: list[KeptArena]) -> None:
     assert taken_up(arenas) == STATES
     assert taken_up([arenas[0], KeptArena()]) == STATES, "from the buddy's copy"
+
+
+def test_a_state_of_the_same_iteration_but_another_generation_is_not_used(arenas: list[KeptArena]) -> None:
+    with pytest.raises(StateLost, match="state of rank"):
+        taken_up(arenas, kept_by=1)
 
 
 @pytest.mark.parametrize("bit", [0, 8 * 1500 + 3, 8 * len(STATES[1]) + 31])
