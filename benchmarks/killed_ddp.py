@@ -4,8 +4,8 @@
 
 A training of 200 iterations, in which an executor is killed (SIGKILL) behind the fiftieth. The JSON is a list of
 {system, fault, repeats, ended_s, returned, started_again, error}: median seconds from the signal until TorchDistributor
-returned or raised; how many trainings returned a result; how many Spark began anew, from iteration 0; the last error's
-first line.
+returned or raised; how many trainings returned a result; how many Spark began anew, from iteration 0; what the last
+error says.
 """
 
 from __future__ import annotations
@@ -76,8 +76,8 @@ def struck_once(spark: SparkSession, workers: int, ledger: Path, chance: random.
         os.kill(chance.choice(executor_pids(spark)), signal.SIGKILL)
         error = job.exception(DEADLINE_S)
     begun = lines(ledger).count(BEGUN)
-    first = str(error).strip().splitlines()[0][:200] if error is not None else ""
-    return {"ended_s": time.time() - struck_at, "returned": error is None, "again": begun > 1, "error": first}
+    said = "" if error is None else max(str(error).splitlines()[:2], key=len)[:200]  # py4j's word, then Spark's
+    return {"ended_s": time.time() - struck_at, "returned": error is None, "again": begun > 1, "error": said}
 
 
 def main() -> None:
