@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import importlib
-import json
 import os
 import signal
 import sys
@@ -34,7 +33,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-u
 
 APART_S = 1.5
 ZOMBIE_S = 20.0
-ADMITTED, WAITED, ZOMBIES_REPORT, BUSY = "admitted.id", "waited.id", "zombie.id", "busy.id"
+ADMITTED, WAITED, ZOMBIES_REPORT = "admitted.id", "waited.id", "zombie.id"
 """Of a ledger: the ranks behind a zombie are all admitted; they have waited for it; what it says."""
 GROUP_NAME = "mizzle-test"
 """Of the control groups that actions make."""
@@ -262,26 +261,13 @@ class Faulty(Mlp):
 
 
 class Busy(Faulty):
-    """Takes 40 ms of a processor for a shard, whatever its rows and however fast that is; notes how long it took."""
+    """Takes 40 ms of a processor for a shard, whatever its rows and however fast that is."""
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        work, begun, until = torch.ones(100, 100), time.perf_counter(), time.thread_time() + 0.04
+        work, until = torch.ones(100, 100), time.thread_time() + 0.04
         while time.thread_time() < until:
             work = torch.tanh(work @ work)
-        rank = rank_here().get("rank")
-        if rank is not None and self.ledger is not None:
-            with (self.ledger / BUSY).open("a") as notes:
-                notes.write(f"{json.dumps([rank, time.perf_counter() - begun])}\n")
         return super().forward(inputs)
-
-
-def busy_s(ledger: Path) -> dict[int, list[float]]:
-    """By rank, the seconds that its busy shards took, in their order."""
-    found: dict[int, list[float]] = {}
-    for line in (ledger / BUSY).read_text().splitlines() if (ledger / BUSY).exists() else ():
-        rank, seconds = json.loads(line)
-        found.setdefault(rank, []).append(seconds)
-    return found
 
 
 def arm_once(fault: Fault) -> None:

@@ -23,10 +23,10 @@ from pyspark.sql import SparkSession
 
 import mizzle
 from chaos.control_groups import release
-from chaos.faults import ACTIONS, GROUP_NAME, Busy, Fault, Faulty, bits, busy_s, struck, struck_at
+from chaos.faults import ACTIONS, GROUP_NAME, Busy, Fault, Faulty, bits, struck, struck_at
 from chaos.inventory import Inventory
 from chaos.membership import Executors, Shifts
-from chaos.records import DEATH, ERROR_S, SILENCE, Watch, Watched, history_of, over_with, waits_of
+from chaos.records import DEATH, ERROR_S, SILENCE, Watch, Watched, history_of, over_with, shard_seconds, waits_of
 from chaos.zombies import leave_zombie, report_of_zombie
 from cluster.trainings import fit, frame
 from mizzle.spark.driver import DriverSide
@@ -85,7 +85,8 @@ def played(
         "faults": [fault.cause for fault in result.history.faults], "wall_s": time.time() - begun, "begun": begun,
         "noticed_at": [fault.noticed_at for fault in result.history.faults],
         "resumed_at": [fault.resumed_at for fault in result.history.faults], "ends": done.ends,
-        "stragglers": as_dict["stragglers"], "dropped": as_dict["dropped"], "busy_s": busy_s(ledger),
+        "stragglers": as_dict["stragglers"], "dropped": as_dict["dropped"],
+        "shard_s": shard_seconds(ledger, result.report["run"]) if scene.get("busy") else [],
     }  # fmt: skip
 
 

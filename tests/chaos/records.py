@@ -25,6 +25,7 @@ from unit.training.runs import NUM_SHARDS, Rows, Training
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
+_SECONDS = ".seconds.rows"
 ERROR_S = 60.0
 """From the last fault until a run ends that cannot go on."""
 
@@ -95,16 +96,28 @@ def _record() -> None:
         return run_group(part, order)
 
     def noted_run(compute: Any, rows: Any, positions: Any, iteration: int, shard: int, *more: Any) -> Any:
-        here["met"] = []
+        here["met"], begun = [], time.perf_counter()
         found = run(compute, rows, positions, iteration, shard, *more)
-        line = json.dumps([here["generation"], here["first"], iteration, shard, here["met"]])
-        file = os.open(here["ledger"] / f"{here['run']}.rows", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-        os.write(file, f"{line}\n".encode())  # at once, so that lines of several ranks do not mix
-        os.close(file)
+        seconds = time.perf_counter() - begun
+        _append(
+            here["ledger"] / f"{here['run']}.rows", [here["generation"], here["first"], iteration, shard, here["met"]]
+        )
+        _append(here["ledger"] / f"{here['run']}{_SECONDS}", [iteration, here["rank"], seconds])
         return found
 
     TrainPart.run_group = noted_group  # type: ignore[method-assign, assignment]
     ShardCompute.run = noted_run  # type: ignore[method-assign, assignment]
+
+
+def _append(path: Path, noted: list[Any]) -> None:
+    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+    os.write(file, f"{json.dumps(noted)}\n".encode())  # at once, so that lines of several ranks do not mix
+    os.close(file)
+
+
+def shard_seconds(ledger: Path, run: str) -> list[list[float]]:
+    """What was computed: iteration, rank, and the seconds that a shard took."""
+    return [json.loads(line) for line in (ledger / f"{run}{_SECONDS}").read_text().splitlines()]
 
 
 def note_rows(inputs: torch.Tensor) -> None:
