@@ -30,6 +30,7 @@ from pyspark.sql import SparkSession
 from torch.nn.parallel import DistributedDataParallel
 
 from mizzle.blocks.deadline import Deadline
+from mizzle.errors import MizzleError
 from mizzle.spark.bench_recovery import await_executors, executor_pids
 from mizzle.spark.session import session
 
@@ -72,6 +73,8 @@ def struck_once(spark: SparkSession, workers: int, ledger: Path, chance: random.
         while len(lines(ledger)) < STRUCK_AT and not job.done():
             deadline.check("the training's first iterations")
             paused.wait(0.02)
+        if job.done():
+            raise MizzleError(f"the training was over before it was struck: {job.exception()}")
         struck_at = time.time()
         os.kill(chance.choice(executor_pids(spark)), signal.SIGKILL)
         error = job.exception(DEADLINE_S)
