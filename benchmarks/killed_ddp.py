@@ -30,9 +30,9 @@ from pyspark.sql import SparkSession
 from torch.nn.parallel import DistributedDataParallel
 
 from mizzle.blocks.deadline import Deadline
+from mizzle.cli.quiet import quiet_session, reason_of
 from mizzle.errors import MizzleError
 from mizzle.spark.bench_recovery import await_executors, executor_pids
-from mizzle.spark.session import session
 
 ITERATIONS, STRUCK_AT, PACE_S = 200, 50, 0.05
 DEADLINE_S = 600.0
@@ -79,8 +79,8 @@ def struck_once(spark: SparkSession, workers: int, ledger: Path, chance: random.
         os.kill(chance.choice(executor_pids(spark)), signal.SIGKILL)
         error = job.exception(DEADLINE_S)
     begun = lines(ledger).count(BEGUN)
-    said = "" if error is None else max(str(error).splitlines()[:2], key=len)[:200]  # py4j's word, then Spark's
-    return {"ended_s": time.time() - struck_at, "returned": error is None, "again": begun > 1, "error": said}
+    ended_s, said = time.time() - struck_at, "" if error is None else reason_of(str(error))[:200]
+    return {"ended_s": ended_s, "returned": error is None, "again": begun > 1, "error": said}
 
 
 def main() -> None:
@@ -92,12 +92,10 @@ def main() -> None:
     given = parser.parse_args()
     chance = random.Random(7)  # noqa: S311 - no secret
     with tempfile.TemporaryDirectory(prefix="mizzle-bench-") as home:
-        conf = {"spark.ui.enabled": "false", "spark.ui.showConsoleProgress": "false", "spark.local.dir": home}
-        spark = session(f"local-cluster[{given.workers},1,1024]", app_name="mizzle bench", conf=conf)
-        seen = [
-            struck_once(spark, given.workers, Path(home) / f"ledger{number}", chance) for number in range(given.repeats)
-        ]  # fmt: skip
-        spark.stop()
+        conf = {"spark.app.name": "mizzle bench", "spark.local.dir": home}
+        ledgers = [Path(home) / f"ledger{number}" for number in range(given.repeats)]
+        with quiet_session(f"local-cluster[{given.workers},1,1024]", conf=conf) as spark:
+            seen = [struck_once(spark, given.workers, ledger, chance) for ledger in ledgers]
     record = {
         "system": "torch_distributor", "fault": "executor_kill", "repeats": len(seen),
         "ended_s": statistics.median(one["ended_s"] for one in seen),

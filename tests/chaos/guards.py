@@ -39,7 +39,6 @@ class Guard(NamedTuple):
 
 _STORE = "tests/contract/test_block_store.py"
 _BOUNDARY = "tests/unit/spark/test_boundary.py"
-_MODEL = "tests/chaos/test_model.py::test_no_schedule_forks_a_history_loses_a_boundary_or_reads_an_older_generation"
 
 PYTHON = [
     Guard(
@@ -109,7 +108,7 @@ PYTHON = [
     Guard(
         "a boundary is for all, in the model", "spark/boundary.py",
         "        taken = between.hand_over(give, self._room)\n        own", "        taken = {}\n        own",
-        _MODEL,
+        "tests/chaos/test_model.py::test_no_schedule_forks_a_history_loses_a_boundary_or_reads_an_older_generation",
     ),
     Guard(
         "the check of a manifest", "training/manifest.py",

@@ -68,10 +68,10 @@ def played(
     except Exception as error:  # noqa: BLE001 - the checker judges it
         return failed(error, ledger) | {"wall_s": time.time() - begun}
     done = watch.of[result.report["run"]]
-    rows = ledger / f"{result.report['run']}.rows"
+    lines = (ledger / f"{result.report['run']}.rows").read_text().splitlines()
     told = history_of(
         training, result.history, {name: value.hex() for name, value in bits(result.model.state_dict()).items()}, done,
-        rows.read_text().splitlines(),
+        lines,
     )  # fmt: skip
     silent = scene.get("silent") or any(fault.action == "stop_executor" for fault in faults)
     limits = SILENCE if silent else DEATH
@@ -86,7 +86,7 @@ def played(
         "noticed_at": [fault.noticed_at for fault in result.history.faults],
         "resumed_at": [fault.resumed_at for fault in result.history.faults], "ends": done.ends,
         "stragglers": as_dict["stragglers"], "dropped": as_dict["dropped"],
-        "shard_s": shard_seconds(ledger, result.report["run"]) if scene.get("busy") else [],
+        "shard_s": shard_seconds(lines) if scene.get("busy") else [],
     }  # fmt: skip
 
 

@@ -25,7 +25,6 @@ from unit.training.runs import NUM_SHARDS, Rows, Training
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 
-_SECONDS = ".seconds.rows"
 ERROR_S = 60.0
 """From the last fault until a run ends that cannot go on."""
 
@@ -98,26 +97,15 @@ def _record() -> None:
     def noted_run(compute: Any, rows: Any, positions: Any, iteration: int, shard: int, *more: Any) -> Any:
         here["met"], begun = [], time.perf_counter()
         found = run(compute, rows, positions, iteration, shard, *more)
-        seconds = time.perf_counter() - begun
-        _append(
-            here["ledger"] / f"{here['run']}.rows", [here["generation"], here["first"], iteration, shard, here["met"]]
-        )
-        _append(here["ledger"] / f"{here['run']}{_SECONDS}", [iteration, here["rank"], seconds])
+        took_s = time.perf_counter() - begun
+        line = json.dumps([here["generation"], here["first"], iteration, shard, here["rank"], took_s, here["met"]])
+        file = os.open(here["ledger"] / f"{here['run']}.rows", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+        os.write(file, f"{line}\n".encode())  # at once, so that lines of several ranks do not mix
+        os.close(file)
         return found
 
     TrainPart.run_group = noted_group  # type: ignore[method-assign, assignment]
     ShardCompute.run = noted_run  # type: ignore[method-assign, assignment]
-
-
-def _append(path: Path, noted: list[Any]) -> None:
-    file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
-    os.write(file, f"{json.dumps(noted)}\n".encode())  # at once, so that lines of several ranks do not mix
-    os.close(file)
-
-
-def shard_seconds(ledger: Path, run: str) -> list[list[float]]:
-    """What was computed: iteration, rank, and the seconds that a shard took."""
-    return [json.loads(line) for line in (ledger / f"{run}{_SECONDS}").read_text().splitlines()]
 
 
 def note_rows(inputs: torch.Tensor) -> None:
@@ -183,7 +171,12 @@ def rows_met(data: Rows, lines: Sequence[str]) -> list[Any]:
     """What ranks have noted, with the numbers of the rows in place of their contents."""
     of = {bits: row for row, bits in enumerate(data.inputs[:, 0].contiguous().view(torch.int32).tolist())}
     assert len(of) == data.num_rows, "two rows look alike"
-    return [[*one[:-1], [of[bits] for bits in one[-1]]] for one in map(json.loads, lines)]
+    return [[*one[:4], [of[bits] for bits in one[-1]]] for one in map(json.loads, lines)]
+
+
+def shard_seconds(lines: Sequence[str]) -> list[list[float]]:
+    """From the same: iteration, rank, and the seconds that a shard took."""
+    return [[one[2], *one[4:6]] for one in map(json.loads, lines)]
 
 
 def over_with(history: TrainingHistory, at: float) -> FaultRecord | None:

@@ -53,7 +53,7 @@ def quiet_session(
             jvm.org.apache.spark.util.Utils.setCustomHostname(_LOOPBACK)
         spark = session(master, conf=settings)
     except (PySparkException, Py4JError) as error:
-        reason = _reason(str(error)) or type(error).__name__
+        reason = reason_of(str(error)) or type(error).__name__
         raise ConfigError(f"Spark did not start with master {master!r}: {reason}. Its log is {log}") from error
     left = _left_behind(spark.sparkContext, master, jvm)
     try:
@@ -69,7 +69,7 @@ def quiet_session(
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _reason(text: str) -> str:
+def reason_of(text: str) -> str:
     """The line that tells most: Java's own, which py4j puts behind a colon, else the first one."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return next((line.removeprefix(": ") for line in lines if line.startswith(": ")), lines[0] if lines else "")

@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from mizzle.cli.quiet import _loopback_settings, _reason, is_embedded
+from mizzle.cli.quiet import _loopback_settings, is_embedded, reason_of
 
 
 @pytest.mark.parametrize(
@@ -19,8 +19,8 @@ def test_javas_own_words_are_shown_rather_than_py4js() -> None:
     told = (
         "An error occurred while calling None.x.\n: org.apache.spark.SparkException: Could not parse it\n\tat a.B(c:1)"
     )
-    assert _reason(told) == "org.apache.spark.SparkException: Could not parse it"
-    assert _reason("[JAVA_GATEWAY_EXITED] Java gateway process exited\nmore") == (
+    assert reason_of(told) == "org.apache.spark.SparkException: Could not parse it"
+    assert reason_of("[JAVA_GATEWAY_EXITED] Java gateway process exited\nmore") == (
         "[JAVA_GATEWAY_EXITED] Java gateway process exited"
     )
-    assert _reason("") == ""
+    assert reason_of("") == ""
