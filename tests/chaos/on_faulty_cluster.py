@@ -28,6 +28,7 @@ from chaos.inventory import Inventory
 from chaos.membership import Executors, Shifts
 from chaos.records import DEATH, ERROR_S, SILENCE, Watch, Watched, history_of, over_with, shard_seconds, waits_of
 from chaos.zombies import leave_zombie, report_of_zombie
+from cluster.speculation import superfluous_attempts
 from cluster.trainings import fit, frame
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.runner import GroupRunner
@@ -184,7 +185,7 @@ class Cast:
         if "limit" in scene:
             executors.limit(scene["limit"])
         executors.await_count(scene.get("executors", EXECUTORS))
-        before = executors.pids()
+        before, superfluous = executors.pids(), superfluous_attempts(self.spark.sparkContext)
         self.watch.at_boundary = Shifts(self.spark, scene.get("shifts", ()), ledger)
         self.prepare(scene, ledger)
         if scene.get("iterate"):
@@ -195,6 +196,7 @@ class Cast:
         else:
             found = played(self.spark, scene, ledger, self.watch, faults)
         found["executors"] = [before, executors.pids()]
+        found["superfluous"] = superfluous_attempts(self.spark.sparkContext) - superfluous
         self.settle(scene, ledger, found)
         found["history"]["left"] = self.inventory.left(len(found["struck"]))
         if scene.get("look"):

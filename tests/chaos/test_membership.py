@@ -11,6 +11,7 @@ import pytest
 
 from chaos.checker import History, recomputed
 from chaos.stage import Scene, assert_ended, assert_kept, fault, play, strikes
+from cluster.speculation import SPECULATION
 from cluster.test_elastic import master  # noqa: F401 - a fixture
 
 FOUR = "local-cluster[4,1,1024]"
@@ -138,16 +139,7 @@ SPECULATED: dict[str, Scene] = {
         ],
     },
 }  # fmt: skip
-SPECULATION = {
-    "spark.cores.max": "2",
-    "spark.executor.cores": "1",
-    "spark.executor.memory": "512m",
-    "spark.speculation": "true",
-    "spark.speculation.interval": "50ms",
-    "spark.speculation.multiplier": "1.0",
-    "spark.speculation.quantile": "0.3",
-    "spark.speculation.minTaskRuntime": "50ms",
-}
+ROOM_FOR_TWICE = {"spark.cores.max": "4", "spark.executor.cores": "2", "spark.executor.memory": "512m"}
 
 
 @pytest.mark.chaos
@@ -155,6 +147,8 @@ SPECULATION = {
 def test_speculation_changes_nothing(master: str, tmp_path: Any) -> None:  # noqa: F811 - the fixture
     home = tmp_path / "speculated"
     home.mkdir()
-    found = play(home, SPECULATED, 500, master=master, conf=SPECULATION)
+    found = play(home, SPECULATED, 500, master=master, conf=ROOM_FOR_TWICE | SPECULATION, slots=2)
     for name, scene in SPECULATED.items():
         assert_kept(found[name], found["nothing"], strikes=strikes(scene))
+        if scene.get("faults"):
+            assert found[name]["superfluous"] > 0, "Spark started no task of the dawdling group again"
