@@ -29,10 +29,10 @@ from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 from torch.nn.parallel import DistributedDataParallel
 
+from mizzle.bench.recovery import await_executors, executor_pids
 from mizzle.blocks.deadline import Deadline
 from mizzle.cli.quiet import quiet_session, reason_of
 from mizzle.errors import MizzleError
-from mizzle.spark.bench_recovery import await_executors, executor_pids
 
 ITERATIONS, STRUCK_AT, PACE_S = 200, 50, 0.05
 DEADLINE_S = 600.0

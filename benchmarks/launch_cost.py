@@ -30,11 +30,11 @@ from typing import Any
 from job_anatomy import ThreadTap, of_a_task, phases, read_jobs
 from pyspark.sql import SparkSession
 
+from mizzle.bench.application import Settings, left_behind
+from mizzle.bench.baselines import GroupSamples, GroupSeries, plain_series
+from mizzle.bench.groups import mizzle_series
 from mizzle.blocks.deadline import Deadline
 from mizzle.scheduling.cost import fit_launch
-from mizzle.spark.bench_application import Settings, left_behind
-from mizzle.spark.bench_baselines import GroupSamples, GroupSeries, plain_series
-from mizzle.spark.bench_groups import mizzle_series
 from mizzle.spark.driver import await_slots
 
 KINDS = ("jvm no-op", "spark", "mizzle")

@@ -25,6 +25,7 @@ from typing import Any, cast
 import torch
 from pyspark.sql import SparkSession
 
+from mizzle.bench.application import Settings, left_behind
 from mizzle.blocks.deadline import Deadline
 from mizzle.collectives.exchange import Exchange
 from mizzle.collectives.layout import ExchangeLayout
@@ -32,10 +33,9 @@ from mizzle.collectives.wire import Wire
 from mizzle.config import Transport
 from mizzle.errors import MizzleError
 from mizzle.scheduling.cost import CostModel
-from mizzle.spark.bench_application import Settings, left_behind
 from mizzle.spark.driver import await_slots
 from mizzle.spark.groups import run_group
-from mizzle.spark.worker import RankContext
+from mizzle.spark.ranks.worker import RankContext
 
 MODELS = {"vgg16": 138_357_544, "mlp-7m": 7_000_000}
 """Parameters; of VGG-16 as published (Simonyan and Zisserman 2015, https://arxiv.org/abs/1409.1556)."""

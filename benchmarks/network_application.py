@@ -22,10 +22,10 @@ import numpy as np
 from network_ranks import System, systems
 from pyspark.sql import SparkSession
 
+from mizzle.bench.cpu import cpu_s
+from mizzle.bench.systems import Samples, Series
 from mizzle.blocks.deadline import Deadline
 from mizzle.config import Transport
-from mizzle.spark.bench_cpu import cpu_s
-from mizzle.spark.bench_systems import Samples, Series
 from mizzle.spark.driver import await_slots
 from mizzle.spark.probe import await_bridges
 from mizzle.spark.session import spark_conf

@@ -17,12 +17,12 @@ import torch.distributed as dist
 from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
+from mizzle.bench.all_reduce import slowest
+from mizzle.bench.systems import GlooSeries, MizzleSeries, Samples, Series, spark_series, time_rank
 from mizzle.config import Transport
 from mizzle.errors import MizzleError
-from mizzle.spark.bench import slowest
-from mizzle.spark.bench_systems import GlooSeries, MizzleSeries, Samples, Series, spark_series, time_rank
 from mizzle.spark.groups import run_group
-from mizzle.spark.worker import RankContext
+from mizzle.spark.ranks.worker import RankContext
 
 TIMEOUT_S = 600.0
 """Of one collective: 28 MB take seconds at 100 Mbit/s."""

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from mizzle.spark.iterate import Boundary as Boundary
     from mizzle.spark.iterate import IterationResult as IterationResult
     from mizzle.spark.iterate import iterate as iterate
+    from mizzle.spark.ranks.step import StepContext as StepContext
+    from mizzle.spark.ranks.worker import RankContext as RankContext
     from mizzle.spark.session import session as session
     from mizzle.spark.session import spark_conf as spark_conf
-    from mizzle.spark.step import StepContext as StepContext
     from mizzle.spark.trainer import Trainer as Trainer
     from mizzle.spark.trainer import TrainingResult as TrainingResult
-    from mizzle.spark.worker import RankContext as RankContext
     from mizzle.training.clipping import ClipByNorm as ClipByNorm
     from mizzle.training.clipping import ClipByValue as ClipByValue
     from mizzle.training.history import CheckpointRecord as CheckpointRecord
@@ -43,9 +43,9 @@ _HOMES = {
     "FaultRecord": "mizzle.training.history",
     "GroupRecord": "mizzle.training.history",
     "IterationResult": "mizzle.spark.iterate",
-    "RankContext": "mizzle.spark.worker",
+    "RankContext": "mizzle.spark.ranks.worker",
     "RunConfig": "mizzle.config",
-    "StepContext": "mizzle.spark.step",
+    "StepContext": "mizzle.spark.ranks.step",
     "StragglerRecord": "mizzle.training.history",
     "Trainer": "mizzle.spark.trainer",
     "TrainingHistory": "mizzle.training.history",

@@ -47,11 +47,11 @@ POINTS = {
     "add": ("mizzle.collectives.combine", "TreeCombiner.combine"),
     "update": ("mizzle.training.update", "ShardedUpdate.before_gather"),
     "gather": ("mizzle.collectives.exchange", "Exchange.gather"),
-    "keep": ("mizzle.spark.boundary", "Keeper.keep"),
+    "keep": ("mizzle.spark.ranks.boundary", "Keeper.keep"),
     "copy": ("mizzle.collectives.handover", "Handover.hand_over"),
-    "label": ("mizzle.spark.worker", "RankContext.set_label"),
+    "label": ("mizzle.spark.ranks.worker", "RankContext.set_label"),
     "settle": ("mizzle.training.rank", "RankTrainer.gather_weights"),
-    "collect": ("mizzle.spark.boundary", "Keeper.collect"),
+    "collect": ("mizzle.spark.ranks.boundary", "Keeper.collect"),
 }
 """Where a fault may strike: (module, function) of what is called there."""
 

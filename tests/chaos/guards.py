@@ -38,7 +38,7 @@ class Guard(NamedTuple):
 
 
 _STORE = "tests/contract/test_block_store.py"
-_BOUNDARY = "tests/unit/spark/test_boundary.py"
+_BOUNDARY = "tests/unit/spark/ranks/test_boundary.py"
 
 PYTHON = [
     Guard(
@@ -72,7 +72,7 @@ PYTHON = [
         "tests/unit/blocks/test_bridge.py::test_a_frame_with_a_changed_bit_ends_the_connection",
     ),
     Guard(
-        "the checksum of a state that was kept", "spark/boundary.py",
+        "the checksum of a state that was kept", "spark/ranks/boundary.py",
         "return bytes(view[-_SEAL.size :]) == _SEAL.pack(crc32c.crc32c(view[: -_SEAL.size]))", "return len(view) > 0",
         f"{_BOUNDARY}::test_a_state_that_has_changed_in_memory_is_not_used_and_its_copy_is", quick=True,
     ),
@@ -95,18 +95,18 @@ PYTHON = [
         "tests/unit/spark/test_recovery.py::test_a_rank_that_is_lost_again_and_again_ends_the_run_with_the_cause",
     ),
     Guard(
-        "states of the boundary are not overwritten", "spark/boundary.py",
+        "states of the boundary are not overwritten", "spark/ranks/boundary.py",
         "if one != self._pinned and not self._holds_boundary(one))", "if one != self._pinned)",
         f"{_BOUNDARY}::test_a_boundary_is_not_overwritten_before_the_next_one_counts", quick=True,
     ),
     Guard(
-        "a state counts for its boundary only", "spark/boundary.py",
+        "a state counts for its boundary only", "spark/ranks/boundary.py",
         'return (label["iteration"], label["generation"]) == (self._since.iteration, self._since.generation)',
         'return label["iteration"] == self._since.iteration',
-        "tests/unit/spark/test_boundary.py::test_a_state_of_the_same_iteration_but_another_generation_is_not_used",
+        "tests/unit/spark/ranks/test_boundary.py::test_a_state_of_the_same_iteration_but_another_generation_is_not_used",
     ),
     Guard(
-        "a boundary is for all, in the model", "spark/boundary.py",
+        "a boundary is for all, in the model", "spark/ranks/boundary.py",
         "        taken = between.hand_over(give, self._room)\n        own", "        taken = {}\n        own",
         "tests/chaos/test_model.py::test_no_schedule_forks_a_history_loses_a_boundary_or_reads_an_older_generation",
     ),

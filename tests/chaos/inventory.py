@@ -20,7 +20,7 @@ from mizzle.errors import MizzleError
 WITHIN_S = 10.0
 _LOOK_AGAIN_S = 0.25
 _SHARED = Path("/dev/shm")  # noqa: S108 - nothing is written there
-_RESIDENT = b"mizzle.spark.resident"
+_RESIDENT = b"mizzle.spark.ranks.resident"
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from chaos.model_ranks import (
 from mizzle.errors import CollectiveTimeout, MizzleError, PeerLost
 from mizzle.scheduling.plan import spread
 from mizzle.scheduling.seats import Seat, reseat
-from mizzle.spark.orders import Committed
+from mizzle.spark.ranks.orders import Committed
 
 MOST, GROUPS = 3, 3
 """Ranks, and groups until the run is done."""

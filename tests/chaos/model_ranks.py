@@ -25,9 +25,9 @@ from mizzle.blocks.memory import MemoryFabric
 from mizzle.collectives.communicator import Communicator
 from mizzle.errors import Fenced, MizzleError, Recoverable, StateLost
 from mizzle.scheduling.seats import Seat
-from mizzle.spark.boundary import Keeper, State
-from mizzle.spark.orders import Committed
-from unit.spark.keepers import KeptArena
+from mizzle.spark.ranks.boundary import Keeper, State
+from mizzle.spark.ranks.orders import Committed
+from unit.spark.ranks.keepers import KeptArena
 
 RUN = "0123456789abcdef" * 2
 SHARDS, GROUP = 4, 2

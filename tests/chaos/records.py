@@ -84,7 +84,7 @@ def _note_place(part: Any) -> None:
 
 def _record() -> None:
     """Once in a process: a group begins, a shard of an iteration is computed."""
-    from mizzle.spark.train_task import TrainPart
+    from mizzle.spark.ranks.train_task import TrainPart
     from mizzle.training.local import ShardCompute
 
     here, run_group, run = rank_here(), TrainPart.run_group, ShardCompute.run

@@ -19,8 +19,8 @@ from mizzle.blocks.frames import ANSWER, PREFIX, PROTOCOL_VERSION, Request, Writ
 from mizzle.blocks.ids import BlockId, DType, Header, Kind
 from mizzle.blocks.store import Fetched, Span
 from mizzle.errors import CorruptBlock
-from mizzle.spark.boundary import _is_intact, _sealed
-from unit.spark.keepers import KeptArena, state_of
+from mizzle.spark.ranks.boundary import _is_intact, _sealed
+from unit.spark.ranks.keepers import KeptArena, state_of
 
 FEW, MANY, GOOD = 250, 10_000, 100_000
 """Flips in the default run, and in the long one; blocks that nothing happens to."""

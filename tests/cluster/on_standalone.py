@@ -18,8 +18,8 @@ from harness import eventually
 from mizzle.config import RunConfig
 from mizzle.spark.driver import num_executors
 from mizzle.spark.iterate import iterate
+from mizzle.spark.ranks.step import StepContext, StepFunction
 from mizzle.spark.session import session
-from mizzle.spark.step import StepContext, StepFunction
 
 for module in (harness, sys.modules[__name__]):
     cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]

@@ -31,7 +31,7 @@ from mizzle.errors import (
 )
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.iterate import Boundary, IterationResult, iterate
-from mizzle.spark.step import StepContext
+from mizzle.spark.ranks.step import StepContext
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # type: ignore[no-untyped-call]
 

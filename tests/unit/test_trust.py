@@ -19,20 +19,20 @@ JAVA = sorted((ROOT / "java" / "src" / "main").rglob("*.java"))
 
 UNPICKLES = {
     "spark/groups.py": "the caller's own function, which Spark brought here with its task",
-    "spark/hiring.py": "the outcome of a resident of the same user, which holds the bridge's token",
+    "spark/ranks/hiring.py": "the outcome of a resident of the same user, which holds the bridge's token",
     "spark/iterate.py": "results that ranks left in their arenas, fetched by Spark's tasks",
-    "spark/outcome.py": "results and errors of the application's own tasks",
-    "spark/resident.py": "orders of the driver, handed on by the bridge, and memory of the task that hires",
+    "spark/ranks/outcome.py": "results and errors of the application's own tasks",
+    "spark/ranks/resident.py": "orders of the driver, handed on by the bridge, and memory of the task that hires",
     "spark/runner.py": "outcomes of the application's own tasks",
-    "spark/step.py": "the caller's functions, and states that ranks of the run keep for each other",
-    "spark/train_task.py": "model and loss, as the driver has sent them by Spark's broadcast",
+    "spark/ranks/step.py": "the caller's functions, and states that ranks of the run keep for each other",
+    "spark/ranks/train_task.py": "model and loss, as the driver has sent them by Spark's broadcast",
     "spark/trainer.py": "what was pickled a line before, to have a copy",
 }
 """Who is trusted so far; docs/security.md says why. Never a socket, a file or a peer's block as such."""
 WALL_CLOCK = {
     "collectives/timeline.py": "puts traces of several hosts on one axis, for people",
     "spark/recovery.py": "says in the history when a fault was noticed",
-    "spark/bench_recovery.py": "compares moments in two processes of one machine",
+    "bench/recovery.py": "compares moments in two processes of one machine",
 }
 """Who may look at it: nothing is decided by what it says."""
 

@@ -13,6 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mizzle.bench.all_reduce import SYSTEMS, BenchPlan, BenchRecord, System, bench_all_reduce, contenders
 from mizzle.cli.bench_recovery import recovery
 from mizzle.cli.bench_scheduling import scheduling
 from mizzle.cli.bench_training import training
@@ -23,7 +24,6 @@ from mizzle.cli.quiet import quiet_session
 from mizzle.cli.sizes import format_size, parse_size
 from mizzle.cli.telling import telling
 from mizzle.errors import MizzleError
-from mizzle.spark.bench import SYSTEMS, BenchPlan, BenchRecord, System, bench_all_reduce, contenders
 
 _TRANSPORTS = ("shm", "blocks")
 _SIZES_HELP = "Comma-separated sizes of a rank's array: B, KB (1024 bytes), MB (10^6), GB (10^9)."

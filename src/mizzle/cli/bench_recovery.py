@@ -10,12 +10,12 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mizzle.bench.recovery import FAULTS, Fault, RecoveryPlan, RecoveryRecord, bench_recovery
 from mizzle.cli.listed import listed, one_of
 from mizzle.cli.output import JsonFile, check_writable, write_json
 from mizzle.cli.quiet import quiet_session
 from mizzle.cli.telling import telling
 from mizzle.errors import MizzleError
-from mizzle.spark.bench_recovery import FAULTS, Fault, RecoveryPlan, RecoveryRecord, bench_recovery
 
 _FAULTS_HELP = f"What happens, comma-separated: {', '.join(FAULTS)}."
 

@@ -10,14 +10,14 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from mizzle.bench.application import open_application
+from mizzle.bench.baselines import SYSTEMS, System
+from mizzle.bench.scheduling import SchedulingPlan, SchedulingRecord, bench_scheduling
 from mizzle.cli.java import require_java
 from mizzle.cli.listed import listed, numbers, one_of
 from mizzle.cli.output import JsonFile, check_writable, write_json
 from mizzle.cli.telling import telling
 from mizzle.errors import ConfigError, MizzleError
-from mizzle.spark.bench_application import open_application
-from mizzle.spark.bench_baselines import SYSTEMS, System
-from mizzle.spark.bench_scheduling import SchedulingPlan, SchedulingRecord, bench_scheduling
 
 _WORKERS_HELP = "Numbers of ranks, comma-separated; each rank has an executor process."
 _SIZES_HELP = "Iterations of mizzle's groups, comma-separated."

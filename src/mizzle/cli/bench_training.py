@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.table import Table
 from torch.nn import functional
 
+from mizzle.bench.application import open_application
+from mizzle.bench.training import TrainingPlan, TrainingRecord, bench_training
+from mizzle.bench.training_plain import Workload
+from mizzle.bench.training_systems import SYSTEMS, System
 from mizzle.cli.java import require_java
 from mizzle.cli.listed import listed, numbers, one_of
 from mizzle.cli.output import JsonFile, check_writable, write_json
 from mizzle.cli.telling import telling
 from mizzle.errors import MizzleError
 from mizzle.models import VGG16, InceptionV1, Mlp7M, inception_loss
-from mizzle.spark.bench_application import open_application
-from mizzle.spark.bench_training import TrainingPlan, TrainingRecord, bench_training
-from mizzle.spark.bench_training_plain import Workload
-from mizzle.spark.bench_training_systems import SYSTEMS, System
 
 _PICTURE = (3, 224, 224)
 WORKLOADS = {

@@ -1,1 +1,1 @@
-"""The room that knows Spark: session, group jobs, DataFrames to shards, the Trainer."""
+"""The driver: session, executors, group jobs, DataFrames to shards, faults, the Trainer. `ranks` is what it directs."""

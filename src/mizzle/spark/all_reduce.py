@@ -15,10 +15,10 @@ from mizzle.config import Security, Transport
 from mizzle.errors import CollectiveMismatch, ConfigError, MizzleError
 from mizzle.spark.driver import DriverSide, await_slots, task_slots
 from mizzle.spark.groups import DEFAULT_TIMEOUT_S, run_job
-from mizzle.spark.orders import JoinTerms
 from mizzle.spark.placement import neighbours
+from mizzle.spark.ranks.orders import JoinTerms
+from mizzle.spark.ranks.worker import GroupJob, RankContext
 from mizzle.spark.security import check_security
-from mizzle.spark.worker import GroupJob, RankContext
 
 Op = Literal["sum", "mean", "max", "min"]
 _NARROW = {np.dtype(np.float16): np.dtype(np.float32), torch.float16: torch.float32, torch.bfloat16: torch.float32}

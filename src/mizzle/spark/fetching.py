@@ -14,25 +14,13 @@ from pyspark import SparkContext, TaskContext
 from mizzle.errors import Misplaced
 from mizzle.spark.jobs import RunJobs
 from mizzle.spark.placement import drain, here, placed
+from mizzle.spark.ranks.outcome import Memory
 from mizzle.spark.recovery import Retries
 
 _PIECE_BYTES = 8 * 1024 * 1024
 """Of one task's result, of which Spark makes several copies in the heaps of executor and driver."""
 _PIECES_AT_ONCE = 8
 _COPY_WAITS_S = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Memory:
-    """Where a rank left something large for the driver to fetch: a region of its arena.
-
-    Attributes:
-        path: the region, on the rank's host.
-        num_bytes: how much of it counts.
-    """
-
-    path: str
-    num_bytes: int
 
 
 def fetched(

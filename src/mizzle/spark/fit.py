@@ -20,14 +20,14 @@ from mizzle.scheduling.tuner import TunerConfig, sizer_for
 from mizzle.spark.course import Played, play
 from mizzle.spark.dealing import Dealing
 from mizzle.spark.driver import DriverSide
-from mizzle.spark.fetching import Memory
 from mizzle.spark.origin import Origin
-from mizzle.spark.part_writer import Told
 from mizzle.spark.progress import TrainingProgress
+from mizzle.spark.ranks.outcome import Memory
+from mizzle.spark.ranks.part_writer import Told
+from mizzle.spark.ranks.train_task import Finished, FinishOrder, SaveOrder, TrainOrder, TrainWork
 from mizzle.spark.runner import GroupRunner
 from mizzle.spark.saving import Saving
 from mizzle.spark.slow import note_stragglers
-from mizzle.spark.train_task import Finished, FinishOrder, SaveOrder, TrainOrder, TrainWork
 from mizzle.spark.validate import CheckedFrame
 from mizzle.training.group_metrics import GroupMetrics
 from mizzle.training.history import TrainingHistory

@@ -25,9 +25,9 @@ from mizzle.spark.dealing import Dealing
 from mizzle.spark.driver import DriverSide, classic_context, default_ranks
 from mizzle.spark.groups import await_ranks, refuse_broadcasts, shipped
 from mizzle.spark.placement import neighbours
+from mizzle.spark.ranks.step import FinishSteps, StepContext, StepFunction, StepOrder, StepReport, StepWork
 from mizzle.spark.runner import GroupRunner, Staff
 from mizzle.spark.security import check_security
-from mizzle.spark.step import FinishSteps, StepContext, StepFunction, StepOrder, StepReport, StepWork
 from mizzle.spark.validate import check_dataframe
 from mizzle.training.columns import Columns
 from mizzle.training.group_metrics import GroupMetrics

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from mizzle.config import Checkpoints
 from mizzle.errors import CheckpointError, ConfigError
-from mizzle.spark.orders import Committed
+from mizzle.spark.ranks.orders import Committed
 from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.evaluate import Evaluation
 from mizzle.training.evaluation_log import unpack_evaluations

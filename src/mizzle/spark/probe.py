@@ -17,7 +17,7 @@ from mizzle.config import Transport
 from mizzle.errors import ArenaError
 from mizzle.spark.driver import DriverSide, fixed_executors, num_executors
 from mizzle.spark.groups import run_group
-from mizzle.spark.worker import RankContext
+from mizzle.spark.ranks.worker import RankContext
 
 ARENA_BYTES = 64 * 10**6
 _ELEMENTS = 100_003

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import CollectiveTimeout, MizzleError, PeerLost, PeerUnreachable, Recoverable
-from mizzle.spark.outcome import Outcome
+from mizzle.spark.ranks.outcome import Outcome
 from mizzle.training.history import FaultRecord
 
 _log = logging.getLogger(__name__)

@@ -24,13 +24,13 @@ from mizzle.errors import Misplaced, MizzleError, PeerLost, Recoverable, StateLo
 from mizzle.scheduling.plan import Group
 from mizzle.spark.driver import DriverSide
 from mizzle.spark.explain import end_of, explain
-from mizzle.spark.fetching import Memory, fetched
-from mizzle.spark.hiring import Hiring
+from mizzle.spark.fetching import fetched
 from mizzle.spark.jobs import RunJobs
 from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
-from mizzle.spark.orders import Committed, JoinTerms
-from mizzle.spark.outcome import Failure, Outcome, raise_cause
 from mizzle.spark.placement import placed
+from mizzle.spark.ranks.hiring import Hiring
+from mizzle.spark.ranks.orders import Committed, JoinTerms
+from mizzle.spark.ranks.outcome import Failure, Memory, Outcome, raise_cause
 from mizzle.spark.recovery import Faults, Retries, Signs, Unreachable, await_verdict, ended_at_start
 from mizzle.training.history import FaultRecord
 
@@ -62,7 +62,7 @@ class Staff:
     """Who is to do the work of a run.
 
     Attributes:
-        work: the pickled `mizzle.spark.resident.ResidentWork`.
+        work: the pickled `mizzle.spark.ranks.resident.ResidentWork`.
         size: N, number of ranks.
         executors: by rank, where its data lies; empty: anywhere.
     """
@@ -140,7 +140,7 @@ class GroupRunner:
 
         Args:
             title: what, for the job's description.
-            order: for `mizzle.spark.resident.ResidentPart.run_group`.
+            order: for `mizzle.spark.ranks.resident.ResidentPart.run_group`.
             boundary: iterations done before it.
 
         Raises:

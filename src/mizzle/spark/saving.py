@@ -22,7 +22,7 @@ from mizzle.config import Checkpoints
 from mizzle.errors import CheckpointError, ConfigError, MizzleError
 from mizzle.scheduling.plan import EPOCH_END, Triggers
 from mizzle.spark.origin import Origin
-from mizzle.spark.part_writer import Progress, Told, Wanted
+from mizzle.spark.ranks.part_writer import Progress, Told, Wanted
 from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.evaluation_log import pack_evaluations
 from mizzle.training.export import adopt_frozen, describe, written_with

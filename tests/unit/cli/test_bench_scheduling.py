@@ -8,11 +8,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from mizzle.bench.scheduling import SchedulingRecord
 from mizzle.cli import app as entry
 from mizzle.cli.bench_scheduling import parse_body, table
 from mizzle.cli.listed import numbers
 from mizzle.errors import ConfigError
-from mizzle.spark.bench_scheduling import SchedulingRecord
 
 
 @pytest.mark.parametrize(

@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
+from mizzle.bench.training import TrainingRecord
 from mizzle.cli import app as entry
 from mizzle.cli.bench_training import WORKLOADS, tables
 from mizzle.errors import ConfigError
-from mizzle.spark.bench_training import TrainingRecord
 
 
 def test_the_workloads_have_the_published_sizes_and_can_be_sent_to_executors() -> None:

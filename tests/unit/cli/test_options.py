@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
+from mizzle.bench.all_reduce import BenchPlan, Contender, System
 from mizzle.cli import app as entry
 from mizzle.cli import bench as bench_command
 from mizzle.cli.listed import listed
 from mizzle.cli.output import check_writable, write_json
 from mizzle.errors import ConfigError, PeerLost
-from mizzle.spark.bench import BenchPlan, Contender, System
 
 
 def invoke(*arguments: str) -> Result:

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from mizzle.errors import CheckpointError
-from mizzle.spark.train_task import read_states
+from mizzle.spark.ranks.train_task import read_states
 from mizzle.training.recut import recut
 from mizzle.training.state import unpack_state
 from unit.spark.saved import EVALUATIONS, FIXED, model_with, owned, saving, weights_of

@@ -14,7 +14,7 @@ from mizzle.collectives.slices import Slice
 from mizzle.config import Checkpoints
 from mizzle.scheduling.plan import Triggers
 from mizzle.spark.origin import Origin, open_store
-from mizzle.spark.part_writer import PartWriter, Told, Wanted
+from mizzle.spark.ranks.part_writer import PartWriter, Told, Wanted
 from mizzle.spark.saving import CHECKPOINT, Saving
 from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.evaluate import Evaluation

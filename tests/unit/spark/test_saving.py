@@ -16,7 +16,7 @@ from mizzle.blocks.deadline import Deadline
 from mizzle.config import Checkpoints
 from mizzle.errors import CheckpointError, ConfigError
 from mizzle.spark.origin import Origin, open_store, shards_of
-from mizzle.spark.part_writer import PartWriter, Progress, Told, Wanted
+from mizzle.spark.ranks.part_writer import PartWriter, Progress, Told, Wanted
 from mizzle.training.checkpoint import CheckpointStore
 from mizzle.training.evaluate import Evaluation
 from mizzle.training.manifest import EVALUATIONS as EVALUATIONS_FILE
