@@ -17,7 +17,8 @@ from harness import RUN
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import ANSWER, PREFIX, PROTOCOL_VERSION, Request, Writer
 from mizzle.blocks.ids import BlockId, DType, Header, Kind
-from mizzle.blocks.store import Fetched, Span
+from mizzle.blocks.region import Span
+from mizzle.blocks.store import Fetched
 from mizzle.errors import CorruptBlock
 from mizzle.spark.ranks.boundary import _is_intact, _sealed
 from unit.spark.ranks.keepers import KeptArena, state_of

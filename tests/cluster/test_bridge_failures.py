@@ -25,7 +25,8 @@ from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import PROTOCOL_VERSION, Request, Writer
 from mizzle.blocks.ids import BlockId, DType, Kind
 from mizzle.blocks.notes import prepare_control
-from mizzle.blocks.store import Pending, Span
+from mizzle.blocks.region import Span
+from mizzle.blocks.store import Pending
 from mizzle.errors import (
     BlockNotFound,
     BridgeError,

@@ -16,9 +16,10 @@ from mizzle.blocks.ids import BlockId
 from mizzle.blocks.island import islands_of
 from mizzle.blocks.memory import MemoryFabric
 from mizzle.blocks.notes import prepare_control
+from mizzle.blocks.region import Span
 from mizzle.blocks.routed import RoutedStore
 from mizzle.blocks.shared import SharedStore
-from mizzle.blocks.store import BlockStore, Span
+from mizzle.blocks.store import BlockStore
 from mizzle.blocks.transfer import TransferStore
 from mizzle.spark.driver import DriverSide
 

@@ -14,7 +14,8 @@ from contract.stores import Ranks
 from harness import RUN, outcomes, run_ranks
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Kind
-from mizzle.blocks.store import BlockStore, Fetched, Region, Span
+from mizzle.blocks.region import Region, Span
+from mizzle.blocks.store import BlockStore, Fetched
 from mizzle.errors import (
     BlockExists,
     CollectiveMismatch,

@@ -9,7 +9,8 @@ import pytest
 
 from contract.stores import Ranks
 from harness import outcomes, run_ranks
-from mizzle.blocks.store import BlockStore, Span
+from mizzle.blocks.region import Span
+from mizzle.blocks.store import BlockStore
 from mizzle.collectives import Communicator, handover
 from mizzle.errors import PeerLost
 

@@ -15,7 +15,8 @@ from torch import nn
 from harness import memory_stores, outcomes
 from mizzle.blocks.ids import BlockId
 from mizzle.blocks.memory import MemoryStore
-from mizzle.blocks.store import BlockStore, Span
+from mizzle.blocks.region import Span
+from mizzle.blocks.store import BlockStore
 from mizzle.errors import MizzleError, PeerLost
 from mizzle.training import handshake
 from mizzle.training.rank import RankTrainer

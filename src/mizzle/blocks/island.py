@@ -10,8 +10,38 @@ from collections.abc import Callable, Collection, Sequence
 from typing import Protocol
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.blocks.store import Board, Region
+from mizzle.blocks.region import Region
 from mizzle.errors import ConfigError
+
+
+class Board(Protocol):
+    """Where ranks that all see each other's memory say a small thing to everybody at once, in turns.
+
+    What a `put` to all and a `fetch` from all would do, at a price that hardly grows with the number of ranks. Every
+    rank posts once a turn, then reads; no rank is more than one turn ahead of another.
+    """
+
+    def post(self, iteration: int, op: int, message: bytes) -> None:
+        """Say ``message`` to all under the name (iteration, op), the same at every rank. Waits for nobody.
+
+        Raises:
+            ConfigError: the message is longer than `MAX_META_BYTES`, or the turn before was not read.
+            BlockExists: this name was posted before.
+            Fenced: the generation was superseded.
+        """
+        ...
+
+    def read(self, deadline: Deadline) -> dict[int, memoryview]:
+        """What every other rank posted in this turn; who had not by the deadline is left out.
+
+        The bytes are the peers' own memory, to be read only until this rank posts again.
+
+        Raises:
+            PeerLost: one that is missing, or another one for long enough, is gone.
+            CorruptBlock: a peer posted under another name.
+            Fenced: the generation was superseded.
+        """
+        ...
 
 
 class Island(Protocol):

@@ -17,8 +17,9 @@ import numpy as np
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId, DType, Header
-from mizzle.blocks.island import Alone, Island, island_with, islands_of
-from mizzle.blocks.store import Board, Fetched, OwnBlocks, Region, Span, checked
+from mizzle.blocks.island import Alone, Board, Island, island_with, islands_of
+from mizzle.blocks.region import Region, Span
+from mizzle.blocks.store import Fetched, OwnBlocks, checked
 from mizzle.errors import (
     ArenaError,
     BlockNotFound,

@@ -7,7 +7,8 @@ from contextlib import AbstractContextManager, ExitStack
 
 from mizzle.blocks.ids import BlockId, DType
 from mizzle.blocks.island import island_with
-from mizzle.blocks.store import BlockStore, Pending, Region, Span
+from mizzle.blocks.region import Region, Span
+from mizzle.blocks.store import BlockStore, Pending
 
 
 class RoutedStore:

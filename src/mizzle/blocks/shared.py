@@ -15,10 +15,11 @@ from mizzle.blocks.board import SharedBoard
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.futex import SLICE_S
 from mizzle.blocks.ids import BlockId, DType, Header
-from mizzle.blocks.island import Island, islands_of
+from mizzle.blocks.island import Board, Island, islands_of
 from mizzle.blocks.notes import CONTROL, FENCE_AT, SLOTS, Control, Note, Place, control_bytes
+from mizzle.blocks.region import Span
 from mizzle.blocks.shared_island import Peer, SharedIsland, place_of
-from mizzle.blocks.store import Board, Fetched, OwnBlocks, Pending, Span, checked
+from mizzle.blocks.store import Fetched, OwnBlocks, Pending, checked
 from mizzle.errors import CollectiveTimeout, ConfigError, Fenced, PeerLost
 
 _GRACE_S = 0.5

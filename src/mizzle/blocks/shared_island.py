@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from mizzle.blocks.arena import Arena, MappedRegion, open_region
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.futex import SLICE_S
+from mizzle.blocks.island import Board
 from mizzle.blocks.notes import LAID_AT, TOLD_AT, Control, Place
-from mizzle.blocks.store import Board, Region
+from mizzle.blocks.region import Region
 from mizzle.errors import BlockNotFound, CollectiveTimeout, ConfigError
 
 _PLACE = struct.Struct("<QQ")

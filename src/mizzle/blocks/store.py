@@ -1,4 +1,4 @@
-"""What the collectives see of the world below: regions of memory, and named immutable bytes between ranks.
+"""What the collectives see of the world below: named immutable bytes between ranks.
 
 Three stores keep this contract (``tests/contract``): `memory` (ranks are threads), `shared` (ranks on one host read
 each other's arenas), `transfer` (Spark's BlockManager); `routed` joins the last two. The collectives never see a
@@ -10,42 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import Protocol
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Header
+from mizzle.blocks.island import Board, Island
+from mizzle.blocks.region import Region, Span
 from mizzle.errors import BlockExists, CollectiveMismatch, ConfigError
-
-if TYPE_CHECKING:
-    from mizzle.blocks.island import Island
-
-
-class Region(Protocol):
-    """Named memory of a rank, in its executor's arena: it outlives the Python worker.
-
-    Zeroed when created. The bytes may be read by peers while a block over them is announced.
-    """
-
-    name: str
-
-    @property
-    def buffer(self) -> memoryview:
-        """The whole region, writable, format 'B'."""
-        ...
-
-
-@dataclass(frozen=True, slots=True)
-class Span:
-    """A range of bytes of a region: [offset, offset + length)."""
-
-    region: Region
-    offset: int
-    length: int
-
-    @property
-    def view(self) -> memoryview:
-        """The bytes, writable, not copied."""
-        return self.region.buffer[self.offset : self.offset + self.length]
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,36 +47,6 @@ class Pending(Protocol):
             CollectiveTimeout: not there by the deadline.
             PeerLost: its source is gone.
             CorruptBlock: header, length or CRC are wrong.
-            Fenced: the generation was superseded.
-        """
-        ...
-
-
-class Board(Protocol):
-    """Where ranks that all see each other's memory say a small thing to everybody at once, in turns.
-
-    What a `put` to all and a `fetch` from all would do, at a price that hardly grows with the number of ranks. Every
-    rank posts once a turn, then reads; no rank is more than one turn ahead of another.
-    """
-
-    def post(self, iteration: int, op: int, message: bytes) -> None:
-        """Say ``message`` to all under the name (iteration, op), the same at every rank. Waits for nobody.
-
-        Raises:
-            ConfigError: the message is longer than `MAX_META_BYTES`, or the turn before was not read.
-            BlockExists: this name was posted before.
-            Fenced: the generation was superseded.
-        """
-        ...
-
-    def read(self, deadline: Deadline) -> dict[int, memoryview]:
-        """What every other rank posted in this turn; who had not by the deadline is left out.
-
-        The bytes are the peers' own memory, to be read only until this rank posts again.
-
-        Raises:
-            PeerLost: one that is missing, or another one for long enough, is gone.
-            CorruptBlock: a peer posted under another name.
             Fenced: the generation was superseded.
         """
         ...

@@ -15,9 +15,10 @@ from mizzle.blocks.bridge import BridgeClient, Membership, rank_list
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import Request, Writer
 from mizzle.blocks.ids import BlockId, DType, Header
-from mizzle.blocks.island import Alone, Island, islands_of
+from mizzle.blocks.island import Alone, Board, Island, islands_of
 from mizzle.blocks.notes import CONTROL, Control, control_bytes
-from mizzle.blocks.store import Board, Fetched, OwnBlocks, Pending, Span, checked
+from mizzle.blocks.region import Span
+from mizzle.blocks.store import Fetched, OwnBlocks, Pending, checked
 from mizzle.errors import CollectiveTimeout, ConfigError, Fenced
 
 _FETCH_LASTS_MS = 24 * 3600 * 1000

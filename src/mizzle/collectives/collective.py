@@ -15,7 +15,9 @@ from typing import NamedTuple, NoReturn, Self
 
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId, DType, Header, Kind
-from mizzle.blocks.store import BlockStore, Board, Fetched, Pending, Span
+from mizzle.blocks.island import Board
+from mizzle.blocks.region import Span
+from mizzle.blocks.store import BlockStore, Fetched, Pending
 from mizzle.collectives.signature import Signature, check_agree, unpack
 from mizzle.errors import CollectiveMismatch, CollectiveTimeout, MizzleError, PeerLost
 

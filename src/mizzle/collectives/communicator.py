@@ -15,7 +15,8 @@ from typing import Self, cast
 import torch
 
 from mizzle.blocks.ids import Kind
-from mizzle.blocks.store import BlockStore, Pending, Span
+from mizzle.blocks.region import Span
+from mizzle.blocks.store import BlockStore, Pending
 from mizzle.collectives.arrays import BLOCK_DTYPES, Array, ArrayT, Form, Formats, dtype_name, dtype_named, flatten
 from mizzle.collectives.collective import Collective, check_length
 from mizzle.collectives.combine import TreeCombiner, check_reduce_op

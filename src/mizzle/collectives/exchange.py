@@ -21,7 +21,8 @@ from zlib import crc32
 import torch
 
 from mizzle.blocks.deadline import Deadline
-from mizzle.blocks.store import BlockStore, Region
+from mizzle.blocks.region import Region
+from mizzle.blocks.store import BlockStore
 from mizzle.collectives.ahead import Ahead
 from mizzle.collectives.collective import OPS, Collective
 from mizzle.collectives.combine import TreeCombiner

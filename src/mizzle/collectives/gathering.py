@@ -13,7 +13,8 @@ from typing import NamedTuple
 import torch
 
 from mizzle.blocks.ids import Kind
-from mizzle.blocks.store import BlockStore, Fetched, Pending, Region, Span
+from mizzle.blocks.region import Region, Span
+from mizzle.blocks.store import BlockStore, Fetched, Pending
 from mizzle.collectives.collective import Collective, check_length
 from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.opening import Rounds

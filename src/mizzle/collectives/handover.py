@@ -9,7 +9,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from mizzle.blocks.ids import Kind
-from mizzle.blocks.store import Pending, Span
+from mizzle.blocks.region import Span
+from mizzle.blocks.store import Pending
 from mizzle.collectives.collective import Collective, check_length
 from mizzle.errors import ConfigError
 

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 
 import torch
 
-from mizzle.blocks.store import Region, Span
+from mizzle.blocks.region import Region, Span
 from mizzle.collectives.combine import PIECE_ELEMENTS, TreeCombiner
 from mizzle.collectives.routes import Held, Parcel
 from mizzle.collectives.slices import Slice

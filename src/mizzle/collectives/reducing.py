@@ -9,7 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 
 from mizzle.blocks.ids import Kind
-from mizzle.blocks.store import Fetched, Pending, Region
+from mizzle.blocks.region import Region
+from mizzle.blocks.store import Fetched, Pending
 from mizzle.collectives.ahead import Ahead
 from mizzle.collectives.collective import Collective, check_length
 from mizzle.collectives.combine import TreeCombiner

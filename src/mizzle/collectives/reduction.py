@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from mizzle.blocks.ids import Kind
-from mizzle.blocks.store import Fetched, Pending, Span
+from mizzle.blocks.region import Span
+from mizzle.blocks.store import Fetched, Pending
 from mizzle.collectives.arrays import BLOCK_DTYPES, Formats, dtype_name
 from mizzle.collectives.collective import Collective, check_length
 from mizzle.collectives.combine import TreeCombiner

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from mizzle.blocks.store import BlockStore, Region, Span
+from mizzle.blocks.region import Region, Span
+from mizzle.blocks.store import BlockStore
 
 _PAGE_BYTES = 4096
 _LINE_BYTES = 64

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from mizzle.blocks.store import Region, Span
+from mizzle.blocks.region import Region, Span
 
 
 def over_region(region: Region, dtype: torch.dtype, count: int, offset: int = 0) -> torch.Tensor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Self
 
-from mizzle.blocks.store import BlockStore, Region, Span
+from mizzle.blocks.region import Region, Span
+from mizzle.blocks.store import BlockStore
 from mizzle.collectives.layout import ExchangeLayout
 from mizzle.collectives.routes import Routes
 from mizzle.collectives.wire import Wire

@@ -13,10 +13,11 @@ from mizzle.blocks.arena import LocalArena
 from mizzle.blocks.board import SharedBoard
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import MAX_META_BYTES
+from mizzle.blocks.island import Board
 from mizzle.blocks.notes import CONTROL, prepare_control
 from mizzle.blocks.routed import RoutedStore
 from mizzle.blocks.shared import SharedStore
-from mizzle.blocks.store import BlockStore, Board
+from mizzle.blocks.store import BlockStore
 from mizzle.errors import BlockExists, ConfigError, CorruptBlock, Fenced, PeerLost
 
 SOON_S = 10.0

@@ -25,8 +25,8 @@ from mizzle.blocks.frames import (
     is_intact,
 )
 from mizzle.blocks.ids import HEADER_BYTES, BlockId, DType, Header, Kind
+from mizzle.blocks.region import Span
 from mizzle.blocks.residence import Order, OrderKind, read_order
-from mizzle.blocks.store import Span
 from mizzle.blocks.transfer import _range
 from mizzle.errors import BridgeError, PeerLost
 

@@ -8,7 +8,7 @@ from harness import RUN
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import MAX_META_BYTES, BlockId, DType, Kind
 from mizzle.blocks.memory import MemoryFabric
-from mizzle.blocks.store import Span
+from mizzle.blocks.region import Span
 from mizzle.errors import CollectiveTimeout, ConfigError, Fenced
 
 BLOCK = BlockId(RUN, 0, 0, 0, Kind.RESULT, slice=0, source=0)

@@ -16,8 +16,8 @@ from mizzle.blocks.arena import LocalArena, MappedRegion, open_region
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId, DType, Kind
 from mizzle.blocks.memory import MemoryRegion
+from mizzle.blocks.region import Span
 from mizzle.blocks.shared import SharedStore
-from mizzle.blocks.store import Span
 from mizzle.errors import ArenaError, BlockNotFound, CollectiveTimeout, ConfigError, Fenced, PeerLost
 
 

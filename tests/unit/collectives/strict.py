@@ -12,7 +12,8 @@ from harness import DEADLINE_S, RUN
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId, DType
 from mizzle.blocks.memory import MemoryFabric, MemoryStore
-from mizzle.blocks.store import Fetched, Pending, Span
+from mizzle.blocks.region import Span
+from mizzle.blocks.store import Fetched, Pending
 from mizzle.errors import CollectiveTimeout
 
 

@@ -16,7 +16,8 @@ import torch
 from harness import memory_stores, outcomes, run_ranks
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId, DType, Kind
-from mizzle.blocks.store import BlockStore, Fetched, Pending, Region, Span
+from mizzle.blocks.region import Region, Span
+from mizzle.blocks.store import BlockStore, Fetched, Pending
 from mizzle.collectives import Communicator
 from mizzle.collectives.arrays import Array
 from mizzle.collectives.communicator import OPS_PER_ITERATION

@@ -12,8 +12,10 @@ import torch
 from harness import RUN, memory_stores, run_ranks
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.ids import BlockId, DType, Kind
+from mizzle.blocks.island import Board
 from mizzle.blocks.memory import MemoryFabric, MemoryPending, MemoryRegion, MemoryStore
-from mizzle.blocks.store import BlockStore, Board, Fetched, Span
+from mizzle.blocks.region import Span
+from mizzle.blocks.store import BlockStore, Fetched
 from mizzle.collectives import Communicator, Exchange, ExchangeLayout, Wire
 from mizzle.collectives.routes import Routes
 from mizzle.collectives.tree import cover

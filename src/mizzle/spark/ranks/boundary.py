@@ -21,7 +21,7 @@ from itertools import count
 
 import crc32c
 
-from mizzle.blocks.store import Span
+from mizzle.blocks.region import Span
 from mizzle.collectives.handover import Handover
 from mizzle.errors import CorruptBlock, StateLost
 from mizzle.scheduling.buddies import Place, buddies
