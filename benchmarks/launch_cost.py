@@ -31,8 +31,8 @@ from job_anatomy import ThreadTap, of_a_task, phases, read_jobs
 from pyspark.sql import SparkSession
 
 from mizzle.bench.application import Settings, left_behind
-from mizzle.bench.baselines import GroupSamples, GroupSeries, plain_series
-from mizzle.bench.groups import mizzle_series
+from mizzle.bench.scheduling_groups import mizzle_series
+from mizzle.bench.scheduling_plain import GroupSamples, GroupSeries, plain_series
 from mizzle.blocks.deadline import Deadline
 from mizzle.scheduling.cost import fit_launch
 from mizzle.spark.driver import await_slots

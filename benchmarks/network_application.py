@@ -22,8 +22,8 @@ import numpy as np
 from network_ranks import System, systems
 from pyspark.sql import SparkSession
 
+from mizzle.bench.all_reduce_systems import Samples, Series
 from mizzle.bench.cpu import cpu_s
-from mizzle.bench.systems import Samples, Series
 from mizzle.blocks.deadline import Deadline
 from mizzle.config import Transport
 from mizzle.spark.driver import await_slots

@@ -18,7 +18,7 @@ from pyspark.ml.torch.distributor import TorchDistributor
 from pyspark.sql import SparkSession
 
 from mizzle.bench.all_reduce import slowest
-from mizzle.bench.systems import GlooSeries, MizzleSeries, Samples, Series, spark_series, time_rank
+from mizzle.bench.all_reduce_systems import GlooSeries, MizzleSeries, Samples, Series, spark_series, time_rank
 from mizzle.config import Transport
 from mizzle.errors import MizzleError
 from mizzle.spark.groups import run_group

@@ -185,7 +185,7 @@ class Cast:
         if "limit" in scene:
             executors.limit(scene["limit"])
         executors.await_count(scene.get("executors", EXECUTORS))
-        before, superfluous = executors.pids(), superfluous_attempts(self.spark.sparkContext)
+        before, superfluous = executors.pids(), self._superfluous()
         self.watch.at_boundary = Shifts(self.spark, scene.get("shifts", ()), ledger)
         self.prepare(scene, ledger)
         if scene.get("iterate"):
@@ -196,12 +196,16 @@ class Cast:
         else:
             found = played(self.spark, scene, ledger, self.watch, faults)
         found["executors"] = [before, executors.pids()]
-        found["superfluous"] = superfluous_attempts(self.spark.sparkContext) - superfluous
+        found["superfluous"] = self._superfluous() - superfluous
         self.settle(scene, ledger, found)
         found["history"]["left"] = self.inventory.left(len(found["struck"]))
         if scene.get("look"):
             found["held"] = self.held
         return found
+
+    def _superfluous(self) -> int:
+        """Attempts of groups' tasks that were not needed, until now."""
+        return sum(superfluous_attempts(self.spark.sparkContext).values())
 
     def prepare(self, scene: dict[str, Any], ledger: Path) -> None:
         """Whatever strikes, or looks, from outside of the ranks."""

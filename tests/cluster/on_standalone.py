@@ -6,6 +6,8 @@ import json
 import os
 import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -24,13 +26,16 @@ from mizzle.spark.session import session
 for module in (harness, sys.modules[__name__]):
     cloudpickle.register_pickle_by_value(module)  # type: ignore[no-untyped-call]
 
+GROUP = 10
+"""Iterations; the second group, which begins with this one, is the slow one."""
+
 
 def slow_until(speculated: Path) -> StepFunction:
     """A step whose rank 1 ends its second group only when Spark has started its task, or another rank's, again."""
 
     def step(ctx: StepContext, _batch: object) -> None:
         ctx.state = ctx.state + ctx.all_reduce(np.full(3, ctx.rank + ctx.iteration, np.float64))
-        if ctx.rank == 1 and ctx.iteration == 19:
+        if ctx.rank == 1 and ctx.iteration == 2 * GROUP - 1:
             eventually(speculated.exists, within_s=40)
 
     return step
@@ -59,28 +64,37 @@ def main(master: str, out: Path) -> None:
     context = spark.sparkContext
     before = num_executors(context)
     how: dict[str, Any] = {
-        "iterations": 30, "group_size": 10, "state": np.zeros(3), "finish": where, "spark": spark,
+        "iterations": 30, "group_size": GROUP, "state": np.zeros(3), "finish": where, "spark": spark,
         "run": RunConfig(timeout_s=60),
     }  # fmt: skip
-    seen = {
-        str(ranks): iterate(None, _slow_until_seen(context, out.parent / f"of-{ranks}"), ranks=ranks, **how).values
-        for ranks in (2, 4)
-    }
-    speculated = [(out.parent / f"of-{ranks}").exists() for ranks in (2, 4)]
-    out.write_text(json.dumps({"before": before, **seen, "speculated": speculated}), encoding="utf-8")
+    seen: dict[str, Any] = {"before": before, "speculated": []}
+    for ranks in (2, 4):
+        speculated = out.parent / f"{ranks}-speculated"
+        with _told_when_speculated(context, speculated):
+            seen[str(ranks)] = iterate(None, slow_until(speculated), ranks=ranks, **how).values
+        seen["speculated"].append(speculated.exists())
+    out.write_text(json.dumps(seen), encoding="utf-8")
     spark.stop()
 
 
-def _slow_until_seen(context: SparkContext, speculated: Path) -> StepFunction:
-    """The step, and a thread that tells it."""
-    before = superfluous_attempts(context)
+@contextmanager
+def _told_when_speculated(context: SparkContext, speculated: Path) -> Iterator[None]:
+    """While the body runs: touch the file once Spark has started a second attempt in the slow group."""
+    over, before = threading.Event(), superfluous_attempts(context).get(GROUP, 0)
 
-    def tell() -> None:
-        if eventually(lambda: superfluous_attempts(context) > before, within_s=120):
-            speculated.touch()
+    def watch() -> None:
+        while not over.wait(0.1):
+            if superfluous_attempts(context).get(GROUP, 0) > before:
+                speculated.touch()
+                return
 
-    threading.Thread(target=tell, daemon=True).start()
-    return slow_until(speculated)
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield
+    finally:
+        over.set()
+        watcher.join(10)
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pyspark import RDD
 from pyspark.sql import SparkSession
 
 from mizzle.bench.application import Application
-from mizzle.bench.baselines import first_state, one_job, state_after, two_jobs
+from mizzle.bench.scheduling_plain import first_state, one_job, state_after, two_jobs
 from mizzle.errors import MizzleError
 
 TIMEOUT_S = 900.0
@@ -47,7 +47,7 @@ def test_a_plain_iteration_sums_right_in_exactly_so_many_jobs_of_one_task_a_rank
 
 
 def test_the_baselines_workers_load_no_torch() -> None:
-    program = "import sys, mizzle.bench.baselines; sys.exit('torch' in sys.modules)"
+    program = "import sys, mizzle.bench.scheduling_plain; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0
 
 

@@ -79,6 +79,6 @@ def test_dynamic_allocation_and_speculation_do_not_disturb_a_run(master: str, tm
     iterations = sum(range(30))
     assert [state for *_, state in seen["2"]] == [[1.0 * 30 + 2 * iterations] * 3] * 2
     assert [state for *_, state in seen["4"]] == [[6.0 * 30 + 4 * iterations] * 3] * 4
-    assert len({host for host, *_ in seen["4"]}) == 2
-    assert len({(executor, pid) for _, executor, pid, _ in seen["4"]}) == 4, "two ranks an executor, each a process"
+    assert len({host for host, *_ in seen["4"]}) == 2, "the executor that second attempts brought is used"
+    assert len({(executor, pid) for _, executor, pid, _ in seen["4"]}) == 4, "each rank is a process"
     assert seen["speculated"] == [True, True], "Spark started tasks of both runs a second time"

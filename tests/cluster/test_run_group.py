@@ -17,8 +17,9 @@ from pyspark.sql import SparkSession
 
 from harness import eventually
 from mizzle.errors import CollectiveMismatch, ConfigError, ModelError, PeerLost, TaskFailed
+from mizzle.spark.explain import root_cause
 from mizzle.spark.groups import run_group
-from mizzle.spark.ranks.outcome import Failure, Outcome, root_cause
+from mizzle.spark.ranks.outcome import Failure, Outcome
 from mizzle.spark.ranks.worker import RankContext
 
 # Functions are made inside the tests: executors cannot import the tests, and what is local travels by value.

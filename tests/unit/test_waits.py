@@ -24,7 +24,7 @@ ALLOWED = {
     "src/mizzle/spark/ranks/standby.py read": "a standby waits for the resident's end, which closes the pipe",
     "src/mizzle/blocks/bridge.py connect": "bounded by SO_SNDTIMEO: with Python's timeout a full backlog fails at once",
     "src/mizzle/blocks/futex.py acquire": "guards a few instructions",
-    "src/mizzle/bench/systems.py wait": "gloo's own, whose deadline was given when its group began",
+    "src/mizzle/bench/all_reduce_systems.py wait": "gloo's own, whose deadline was given when its group began",
     "src/mizzle/collectives/exchange.py result": "of `Ahead`, see there",
     "src/mizzle/bench/application.py recv": "either end waits for the other, whose end closes the pipe",
     "src/mizzle/spark/groups.py result": "of an outcome, which is there",

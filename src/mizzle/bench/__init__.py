@@ -1,1 +1,1 @@
-"""`mizzle bench` without its options: mizzle beside gloo, TorchDistributor and plain Spark on the same executors."""
+"""`mizzle bench` without its options: mizzle beside gloo, TorchDistributor, plain Spark; trainings that are struck."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from pyspark.sql import SparkSession
 
-from mizzle.bench.systems import CopySeries, GlooSeries, MizzleSeries, Samples, Series, spark_series
+from mizzle.bench.all_reduce_systems import CopySeries, GlooSeries, MizzleSeries, Samples, Series, spark_series
 from mizzle.blocks.deadline import Deadline
 from mizzle.config import Transport
 from mizzle.errors import ConfigError
@@ -39,7 +39,7 @@ class Contender:
 
 
 @dataclass(frozen=True, slots=True)
-class BenchPlan:
+class AllReducePlan:
     """What to measure.
 
     Attributes:
@@ -74,7 +74,7 @@ class BenchPlan:
 
 
 @dataclass(frozen=True, slots=True)
-class BenchRecord:
+class AllReduceRecord:
     """One contender at one size.
 
     Attributes:
@@ -103,7 +103,7 @@ class BenchRecord:
     host_cpu_s: float | None
 
     @classmethod
-    def of(cls, contender: Contender, workers: int, num_bytes: int, rounds: Sequence[Samples]) -> BenchRecord:
+    def of(cls, contender: Contender, workers: int, num_bytes: int, rounds: Sequence[Samples]) -> AllReduceRecord:
         """Sum up a contender's rounds at one size."""
         seconds = np.array([second for samples in rounds for second in samples.seconds])
         cpu = [second for samples in rounds for second in samples.cpu_seconds]
@@ -135,8 +135,8 @@ def contenders(systems: Sequence[System], transports: Sequence[str]) -> tuple[Co
 
 
 def bench_all_reduce(
-    spark: SparkSession, plan: BenchPlan, report: Callable[[str], None] = lambda _: None
-) -> list[BenchRecord]:
+    spark: SparkSession, plan: AllReducePlan, report: Callable[[str], None] = lambda _: None
+) -> list[AllReduceRecord]:
     """Measure every contender at every size.
 
     Contenders take turns, the order reversed from round to round, so that a machine that is slow for a while is slow
@@ -162,7 +162,7 @@ def bench_all_reduce(
             for contender in plan.contenders if number % 2 == 0 else plan.contenders[::-1]:
                 report(f"{size} bytes, round {number + 1} of {len(plan.shares)}: {contender}")
                 rounds[contender].append(_run(spark, contender, series, plan.workers, one_host=one_host))
-        records += [BenchRecord.of(who, plan.workers, size, samples) for who, samples in rounds.items()]
+        records += [AllReduceRecord.of(who, plan.workers, size, samples) for who, samples in rounds.items()]
     return records
 
 

@@ -21,8 +21,8 @@ from typing import Any
 
 from pyspark.sql import SparkSession
 
-from mizzle.bench.baselines import GroupSamples, GroupSeries, plain_series
 from mizzle.bench.driver_traffic import DriverTraffic
+from mizzle.bench.scheduling_plain import GroupSamples, GroupSeries, plain_series
 from mizzle.blocks.deadline import Deadline
 from mizzle.errors import MizzleError
 from mizzle.spark.driver import await_slots
@@ -166,7 +166,7 @@ def _run(spark: SparkSession, series: GroupSeries | Callable[[SparkSession], Any
             return series(spark)
         if series.system != "mizzle":
             return plain_series(spark.sparkContext, series, traffic)
-        from mizzle.bench.groups import mizzle_series  # noqa: PLC0415 - the baselines' driver loads no torch
+        from mizzle.bench.scheduling_groups import mizzle_series  # noqa: PLC0415 - the baselines' driver loads no torch
 
         return mizzle_series(spark, series, traffic)
     except MizzleError as error:

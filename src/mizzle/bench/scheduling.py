@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Protocol
 
 from mizzle.bench.application import Settings
-from mizzle.bench.baselines import GroupSamples, GroupSeries, System
+from mizzle.bench.scheduling_plain import GroupSamples, GroupSeries, System
 from mizzle.errors import ConfigError
 
 MIN_WARMUP_GROUPS = 2

@@ -13,7 +13,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from mizzle.bench.all_reduce import SYSTEMS, BenchPlan, BenchRecord, System, bench_all_reduce, contenders
+from mizzle.bench.all_reduce import SYSTEMS, AllReducePlan, AllReduceRecord, System, bench_all_reduce, contenders
 from mizzle.cli.bench_recovery import recovery
 from mizzle.cli.bench_scheduling import scheduling
 from mizzle.cli.bench_training import training
@@ -67,7 +67,7 @@ def allreduce(
     The JSON is a list of {system, transport, workers, bytes, median_s, p95_s, min_s, repeats, verified, host_cpu_s}.
     """
     check_writable(json)
-    plan = BenchPlan(
+    plan = AllReducePlan(
         workers=workers,
         sizes=tuple(parse_size(size) for size in listed(sizes)),
         contenders=contenders(
@@ -94,17 +94,17 @@ def _system(name: str) -> System:
     return one_of(name, SYSTEMS, "system")
 
 
-def default_master(plan: BenchPlan) -> str:
+def default_master(plan: AllReducePlan) -> str:
     """Separate executor processes of one slot each, so that every rank has its own."""
     return f"local-cluster[{plan.workers},1,{executor_mb(plan)}]"
 
 
-def executor_mb(plan: BenchPlan) -> int:
+def executor_mb(plan: AllReducePlan) -> int:
     """Heap of an executor: mizzle's arrays lie outside it, but arrays of an RDD pass through it, more than once."""
     return max(1024, 512 + 4 * math.ceil(max(plan.sizes) / _MB))
 
 
-def _conf(plan: BenchPlan) -> dict[str, str]:
+def _conf(plan: AllReducePlan) -> dict[str, str]:
     conf = {"spark.app.name": "mizzle bench"}
     if any(contender.transport == "driver" for contender in plan.contenders):
         # All arrays meet in the driver: the limit of 1 GB is there to refuse just that.
@@ -113,7 +113,7 @@ def _conf(plan: BenchPlan) -> dict[str, str]:
     return conf
 
 
-def table(records: Sequence[BenchRecord]) -> Table:
+def table(records: Sequence[AllReduceRecord]) -> Table:
     """The records for people: milliseconds, and how many times gloo's median each median is."""
     gloo = {record.bytes: record.median_s for record in records if record.system == "gloo"}
     shown = Table(title=f"all-reduce of fp32, {records[0].workers} workers, ms")

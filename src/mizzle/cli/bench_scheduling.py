@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.table import Table
 
 from mizzle.bench.application import open_application
-from mizzle.bench.baselines import SYSTEMS, System
 from mizzle.bench.scheduling import SchedulingPlan, SchedulingRecord, bench_scheduling
+from mizzle.bench.scheduling_plain import SYSTEMS, System
 from mizzle.cli.java import require_java
 from mizzle.cli.listed import listed, numbers, one_of
 from mizzle.cli.output import JsonFile, check_writable, write_json

@@ -1,1 +1,1 @@
-"""The driver: session, executors, group jobs, DataFrames to shards, faults, the Trainer. `ranks` is what it directs."""
+"""The room that knows Spark: session, group jobs, DataFrames to shards, faults, the Trainer; in `ranks` who works."""

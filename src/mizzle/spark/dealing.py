@@ -5,9 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import replace
 
 from pyspark import SparkContext
 
@@ -16,8 +15,8 @@ from mizzle.errors import ConfigError, Misplaced, PeerLost
 from mizzle.scheduling.seats import Seat, moves, reseat
 from mizzle.spark.data import ShardInfo, shard_dataframe
 from mizzle.spark.driver import EMBEDDED, DriverSide, num_executors, task_slots
-from mizzle.spark.placement import drain, here, placed
-from mizzle.spark.ranks.hiring import start_early
+from mizzle.spark.early import start_residents_early
+from mizzle.spark.placement import here
 from mizzle.spark.recovery import Retries
 from mizzle.spark.runner import Staff
 from mizzle.spark.validate import CheckedFrame
@@ -117,7 +116,7 @@ class Dealing:
         new = frozenset(seat.executor for seat in seats).difference(executors)
         wanted = {shard: seat.executor for seat in seats for shard in seat.shards}
         if self._files and new:
-            _start_residents_early(self._context, [(hosts[executor], executor) for executor in sorted(new)])
+            start_residents_early(self._context, [(hosts[executor], executor) for executor in sorted(new)])
         for number, (name, files) in enumerate(self._files.items()):
             # Only the first are trained on, where their rank is; others may lie on any executor that lives.
             moving = {
@@ -211,31 +210,3 @@ class Dealing:
         paths = {name: {shard: info.path for shard, info in files.items()} for name, files in self._files.items()}
         work = self._work_of(tuple(seat.shards for seat in self._seats), paths)
         return Staff(work, len(self._seats), tuple(seat.executor for seat in self._seats))
-
-
-@dataclass(frozen=True, slots=True)
-class _StartEarly:
-    """A task that starts a resident, if it is where it should be."""
-
-    executors: frozenset[str]
-
-    def __call__(self, numbers: Iterable[int]) -> Iterator[int]:
-        drain(numbers)
-        if here() in self.executors:
-            start_early()
-        return iter(())
-
-
-def _start_residents_early(context: SparkContext, locations: Sequence[tuple[str, str]]) -> None:
-    """Where there was no rank so far, residents begin to load torch while rows are dealt; see `claim_early`.
-
-    The job is not waited for, and the dealing that comes behind it is not held up: while the only slot of an executor
-    that has just begun is taken, the others read the rows. Should it fail, residents are started later, as ever.
-
-    Args:
-        context: the driver's Spark context.
-        locations: Spark's names of hosts and executors.
-    """
-    work = _StartEarly(frozenset(executor for _, executor in locations))
-    tasks: Any = placed(context, locations).mapPartitions(work)._jrdd  # noqa: SLF001 - PySpark has no asynchronous job
-    tasks.countAsync()

@@ -1,4 +1,4 @@
-"""What an error that ends a run says beside what happened: who (rank, executor, host), at what, and what Spark says.
+"""Why a run ends: which failure explains the others, and what is said beside it: who, at what, and what Spark says.
 
 Memory that ran out is called OOM wherever it can be told from other deaths.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 
-from mizzle.errors import MizzleError
+from mizzle.errors import CollectiveTimeout, Fenced, MizzleError, PeerLost, PeerUnreachable, TaskFailed
+from mizzle.spark.ranks.outcome import Outcome
 
 _HEAP = re.compile(r"(exit(ed with)?( code| status)?:? *|code *)52\b|OutOfMemoryError")
 _CONTAINER = re.compile(r"OOM|exceeding (memory|physical|virtual)|beyond the .*memory|memory limits?", re.IGNORECASE)
@@ -56,3 +57,51 @@ def end_of(executor: str, why_removed: Callable[[str], str]) -> str:
             "memory (OOM); then raise spark.executor.memoryOverhead"
         )
     return f"Spark says of the end of executor {executor}: {reason}{meaning}"
+
+
+def raise_cause(outcomes: Sequence[Outcome]) -> None:
+    """Raise the failure that explains the others, if there is any.
+
+    Raises:
+        MizzleError: mizzle's own, as the rank that saw it raised it.
+        TaskFailed: anything else; the message has rank, executor and traceback.
+    """
+    failed = [outcome for outcome in outcomes if outcome.failure is not None]
+    if not failed:
+        return
+    cause = root_cause(failed)
+    failure = cause.failure
+    assert failure is not None, cause
+    error = failure.error()
+    if isinstance(error, MizzleError):
+        error.add_note(f"raised by rank {cause.rank} ({cause.where})")
+        raise error
+    hint = ""
+    if isinstance(error, ModuleNotFoundError):
+        hint = (
+            f"; the executors cannot import {error.name!r}: send it with SparkContext.addPyFile, or call "
+            "pyspark.cloudpickle.register_pickle_by_value(module) first"
+        )
+    raise TaskFailed(f"rank {cause.rank} ({cause.where}) failed: {failure.text}{hint}\n{failure.trace}") from error
+
+
+def root_cause(failed: Sequence[Outcome]) -> Outcome:
+    """Of all failures of a group the one that explains the others.
+
+    A rank that fails takes its peers with it: they report a lost peer, or their own timeout. Of several lost peers the
+    one that is named but reported nothing itself was lost first. Who cannot reach a peer knows more than that peer,
+    which only waits.
+    """
+    reported = {outcome.rank for outcome in failed}
+
+    def telling(outcome: Outcome) -> int:
+        error = outcome.failure.error() if outcome.failure is not None else None
+        if isinstance(error, Fenced):
+            return 0
+        if isinstance(error, PeerUnreachable):
+            return 4
+        if isinstance(error, PeerLost) and error.rank != outcome.rank:
+            return 1 if error.rank in reported else 2
+        return 3 if isinstance(error, CollectiveTimeout) else 5
+
+    return max(sorted(failed, key=lambda outcome: outcome.rank), key=telling)

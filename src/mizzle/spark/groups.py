@@ -17,10 +17,11 @@ from mizzle.blocks.deadline import Deadline
 from mizzle.config import Security, Transport
 from mizzle.errors import CollectiveTimeout, ConfigError, ModelError
 from mizzle.spark.driver import DriverSide, await_slots, classic_context, has_dynamic_allocation, task_slots
+from mizzle.spark.explain import raise_cause
 from mizzle.spark.jobs import RunJobs
 from mizzle.spark.placement import drain
 from mizzle.spark.ranks.orders import JoinTerms
-from mizzle.spark.ranks.outcome import Outcome, raise_cause
+from mizzle.spark.ranks.outcome import Outcome
 from mizzle.spark.ranks.worker import GroupJob, RankContext, run_rank
 from mizzle.spark.security import check_security
 

@@ -23,14 +23,14 @@ from mizzle.config import RunConfig
 from mizzle.errors import Misplaced, MizzleError, PeerLost, Recoverable, StateLost
 from mizzle.scheduling.plan import Group
 from mizzle.spark.driver import DriverSide
-from mizzle.spark.explain import end_of, explain
+from mizzle.spark.explain import end_of, explain, raise_cause
 from mizzle.spark.fetching import fetched
 from mizzle.spark.jobs import RunJobs
 from mizzle.spark.jvm_groups import JvmGroups, TaskResult, TaskStatus
 from mizzle.spark.placement import placed
 from mizzle.spark.ranks.hiring import Hiring
 from mizzle.spark.ranks.orders import Committed, JoinTerms
-from mizzle.spark.ranks.outcome import Failure, Memory, Outcome, raise_cause
+from mizzle.spark.ranks.outcome import Failure, Memory, Outcome
 from mizzle.spark.recovery import Faults, Retries, Signs, Unreachable, await_verdict, ended_at_start
 from mizzle.training.history import FaultRecord
 

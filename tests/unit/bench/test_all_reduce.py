@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from harness import run_ranks
-from mizzle.bench.all_reduce import BenchPlan, BenchRecord, Contender, contenders, slowest
-from mizzle.bench.systems import (
+from mizzle.bench.all_reduce import AllReducePlan, AllReduceRecord, Contender, contenders, slowest
+from mizzle.bench.all_reduce_systems import (
     NARROW,
     WIDE,
     GlooSeries,
@@ -32,7 +32,7 @@ from mizzle.spark.ranks.worker import RankContext
 MIZZLE = Contender("mizzle", "shm")
 
 
-def plan(**changes: Any) -> BenchPlan:
+def plan(**changes: Any) -> AllReducePlan:
     given_: dict[str, Any] = {
         "workers": 2,
         "sizes": (1024,),
@@ -41,7 +41,7 @@ def plan(**changes: Any) -> BenchPlan:
         "warmup": 1,
         "rounds": 3,
     } | changes
-    return BenchPlan(**given_)
+    return AllReducePlan(**given_)
 
 
 def test_mizzle_takes_part_once_for_each_transport_and_the_others_once() -> None:
@@ -116,12 +116,12 @@ def test_a_series_is_verified_only_if_every_rank_is() -> None:
 
 def test_a_record_has_exactly_the_promised_fields_over_all_rounds() -> None:
     rounds = [Samples([float(n) for n in range(1, 51)], verified=True), Samples([51.0, 52.0], verified=True)]
-    record = BenchRecord.of(MIZZLE, 4, 1024, rounds).as_dict()
+    record = AllReduceRecord.of(MIZZLE, 4, 1024, rounds).as_dict()
     assert record == {
         "system": "mizzle", "transport": "shm", "workers": 4, "bytes": 1024, "median_s": 26.5,
         "p95_s": pytest.approx(49.45), "min_s": 1.0, "repeats": 52, "verified": True, "host_cpu_s": None,
     }  # fmt: skip
-    assert not BenchRecord.of(MIZZLE, 4, 1024, [*rounds, Samples([1.0], verified=False)]).verified
+    assert not AllReduceRecord.of(MIZZLE, 4, 1024, [*rounds, Samples([1.0], verified=False)]).verified
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mizzle.bench.application import Settings
-from mizzle.bench.baselines import GroupSamples, GroupSeries, contribution, first_state, state_after
 from mizzle.bench.scheduling import Contender, SchedulingPlan, SchedulingRecord, bench_scheduling
+from mizzle.bench.scheduling_plain import GroupSamples, GroupSeries, contribution, first_state, state_after
 from mizzle.errors import ConfigError
 
 MIZZLE = Contender("mizzle", 10)

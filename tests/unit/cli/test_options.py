@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from mizzle.bench.all_reduce import BenchPlan, Contender, System
+from mizzle.bench.all_reduce import AllReducePlan, Contender, System
 from mizzle.cli import app as entry
 from mizzle.cli import bench as bench_command
 from mizzle.cli.listed import listed
@@ -85,8 +85,8 @@ def test_bench_names_a_bad_value_before_anything_starts(option: str, value: str,
 
 
 def test_bench_runs_one_executor_a_worker_with_room_for_the_largest_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    def plan(*sizes: int, system: System = "mizzle") -> BenchPlan:
-        return BenchPlan(3, sizes, (Contender(system, "driver" if system == "reduce" else "shm"),), 5, 1, 3)
+    def plan(*sizes: int, system: System = "mizzle") -> AllReducePlan:
+        return AllReducePlan(3, sizes, (Contender(system, "driver" if system == "reduce" else "shm"),), 5, 1, 3)
 
     assert bench_command.default_master(plan(1024)) == "local-cluster[3,1,1024]"
     assert bench_command.default_master(plan(1024, 552_000_000)) == "local-cluster[3,1,2720]"

@@ -62,7 +62,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[Cluster, Dealin
     def make(*executors: str, least: int, most: int, frames: Sequence[str] = ("train",)) -> tuple[Cluster, Dealing]:
         cluster = Cluster(*executors)
         monkeypatch.setattr(dealing, "shard_dataframe", cluster.deal)
-        monkeypatch.setattr(dealing, "_start_residents_early", lambda *_: None)
+        monkeypatch.setattr(dealing, "start_residents_early", lambda *_: None)
         monkeypatch.setattr(dealing, "task_slots", lambda _: len(cluster.alive))
         monkeypatch.setattr(dealing, "num_executors", lambda _: len(cluster.alive))
         monkeypatch.setattr(dealing, "_OPTIONAL_S", 0.1)

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mizzle.errors import CollectiveTimeout, CorruptBlock, PeerLost, PeerUnreachable, TaskFailed
-from mizzle.spark.ranks.outcome import Failure, Outcome, raise_cause
+from mizzle.spark.explain import raise_cause
+from mizzle.spark.ranks.outcome import Failure, Outcome
 from mizzle.spark.recovery import Faults, Unreachable, await_verdict, cut_off
 
 

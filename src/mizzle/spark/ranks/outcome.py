@@ -1,4 +1,4 @@
-"""How a rank's part in a group ended, in a form that always arrives at the driver; and which failure explains others.
+"""How a rank's part in a group ended, in a form that always arrives at the driver.
 
 Only bytes and text: no class of the user's stands in the way of reading it.
 """
@@ -6,13 +6,12 @@ Only bytes and text: no class of the user's stands in the way of reading it.
 from __future__ import annotations
 
 import traceback
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from pyspark import cloudpickle
 
-from mizzle.errors import CollectiveTimeout, Fenced, MizzleError, PeerLost, PeerUnreachable, TaskFailed
+from mizzle.errors import TaskFailed
 
 _MAX_ERROR_BYTES, _MAX_TEXT, _MAX_TRACE = 64 * 1024, 4 * 1024, 32 * 1024
 
@@ -128,51 +127,3 @@ def _pickled_error(error: BaseException) -> bytes | None:
     except Exception:  # noqa: BLE001 - exceptions may hold locks, or want other arguments than they were made with
         return None
     return pickled
-
-
-def raise_cause(outcomes: Sequence[Outcome]) -> None:
-    """Raise the failure that explains the others, if there is any.
-
-    Raises:
-        MizzleError: mizzle's own, as the rank that saw it raised it.
-        TaskFailed: anything else; the message has rank, executor and traceback.
-    """
-    failed = [outcome for outcome in outcomes if outcome.failure is not None]
-    if not failed:
-        return
-    cause = root_cause(failed)
-    failure = cause.failure
-    assert failure is not None, cause
-    error = failure.error()
-    if isinstance(error, MizzleError):
-        error.add_note(f"raised by rank {cause.rank} ({cause.where})")
-        raise error
-    hint = ""
-    if isinstance(error, ModuleNotFoundError):
-        hint = (
-            f"; the executors cannot import {error.name!r}: send it with SparkContext.addPyFile, or call "
-            "pyspark.cloudpickle.register_pickle_by_value(module) first"
-        )
-    raise TaskFailed(f"rank {cause.rank} ({cause.where}) failed: {failure.text}{hint}\n{failure.trace}") from error
-
-
-def root_cause(failed: Sequence[Outcome]) -> Outcome:
-    """Of all failures of a group the one that explains the others.
-
-    A rank that fails takes its peers with it: they report a lost peer, or their own timeout. Of several lost peers the
-    one that is named but reported nothing itself was lost first. Who cannot reach a peer knows more than that peer,
-    which only waits.
-    """
-    reported = {outcome.rank for outcome in failed}
-
-    def telling(outcome: Outcome) -> int:
-        error = outcome.failure.error() if outcome.failure is not None else None
-        if isinstance(error, Fenced):
-            return 0
-        if isinstance(error, PeerUnreachable):
-            return 4
-        if isinstance(error, PeerLost) and error.rank != outcome.rank:
-            return 1 if error.rank in reported else 2
-        return 3 if isinstance(error, CollectiveTimeout) else 5
-
-    return max(sorted(failed, key=lambda outcome: outcome.rank), key=telling)

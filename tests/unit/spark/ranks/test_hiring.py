@@ -15,10 +15,11 @@ from mizzle.blocks.bridge import BridgeClient
 from mizzle.blocks.deadline import Deadline
 from mizzle.blocks.frames import Writer
 from mizzle.errors import BridgeLost, BridgeMissing, Fenced, PeerLost
+from mizzle.spark.explain import raise_cause
 from mizzle.spark.ranks import hiring
 from mizzle.spark.ranks.hiring import Hiring
 from mizzle.spark.ranks.orders import Committed, JoinTerms
-from mizzle.spark.ranks.outcome import Failure, Outcome, raise_cause
+from mizzle.spark.ranks.outcome import Failure, Outcome
 from mizzle.spark.recovery import ended_at_start
 from unit.spark.ranks.fake_bridge import FakeBridge
 
@@ -145,7 +146,7 @@ def test_an_executor_that_ends_meanwhile_is_no_session_without_a_bridge(
     assert isinstance(outcome.failure.error(), BridgeLost)
 
 
-@pytest.mark.parametrize("module", ["hiring", "placement", "data", "rows"])
+@pytest.mark.parametrize("module", ["ranks.hiring", "early", "placement", "data", "rows"])
 def test_what_tasks_import_loads_no_torch(module: str) -> None:
     """It would cost each new Python worker seconds, those of an executor that replaces another one above all."""
     program = f"import sys, mizzle.spark.{module}; sys.exit('torch' in sys.modules)"

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from mizzle.errors import NotFiniteError, PeerLost
-from mizzle.spark.explain import end_of, explain
+from mizzle.spark.explain import end_of, explain, raise_cause
 from mizzle.spark.ranks.out_of_memory import limits, note_if_out_of_memory
-from mizzle.spark.ranks.outcome import Failure, Outcome, raise_cause
+from mizzle.spark.ranks.outcome import Failure, Outcome
 
 TOO_MUCH = """
 import resource, sys

@@ -10,7 +10,7 @@ from functools import partial
 import numpy as np
 from pyspark.sql import SparkSession
 
-from mizzle.bench.baselines import GroupSamples, GroupSeries, Traffic, contribution, first_state, state_after
+from mizzle.bench.scheduling_plain import GroupSamples, GroupSeries, Traffic, contribution, first_state, state_after
 from mizzle.spark.iterate import Boundary, iterate
 from mizzle.spark.ranks.step import StepContext
 
