@@ -204,7 +204,9 @@ class Cast:
         return found
 
     def _superfluous(self) -> int:
-        """Attempts of groups' tasks that were not needed, until now."""
+        """Attempts of groups' tasks that were not needed, until now; only speculation makes any."""
+        if self.spark.conf.get("spark.speculation") != "true":
+            return 0
         return sum(superfluous_attempts(self.spark.sparkContext).values())
 
     def prepare(self, scene: dict[str, Any], ledger: Path) -> None:
